@@ -1,0 +1,90 @@
+//! The words that the proxy's modules share: what the configuration says of workloads and
+//! Services, parsed once when it arrives. Plain data: no sockets, no clock.
+
+use std::{net::IpAddr, sync::Arc};
+
+use weft_api::config::{AppProtocol, MtlsMode, TrafficDistribution};
+
+/// `<namespace>/<name>` of a Service.
+pub type ServiceName = Arc<str>;
+
+/// A workload: a pod, or an endpoint of a hand-written EndpointSlice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// The resource's name.
+    pub uid: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account.
+    pub service_account: Arc<str>,
+    /// The full SPIFFE id, `spiffe://<trust domain>/ns/<ns>/sa/<sa>`.
+    pub identity: Arc<str>,
+    /// Node name.
+    pub node: Arc<str>,
+    /// Topology zone; empty if unknown.
+    pub zone: Arc<str>,
+    /// The owner's name (a Deployment's, or the pod's own): the bounded label for metrics.
+    pub owner: Arc<str>,
+    /// Version label.
+    pub version: Arc<str>,
+    /// Addresses; the first is the primary one.
+    pub addresses: Vec<IpAddr>,
+    /// HBONE is spoken on 15008 (the agent reports this sandbox as captured).
+    pub captured: bool,
+    /// The sandbox that is captured.
+    pub sandbox: Arc<str>,
+    /// Whether plaintext is let in.
+    pub mtls: MtlsMode,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// `<namespace>/<name>`.
+    pub name: ServiceName,
+    /// ClusterIPs.
+    pub vips: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// Where endpoints are preferred.
+    pub traffic_distribution: TrafficDistribution,
+    /// Endpoints count whether ready or not.
+    pub publish_not_ready: bool,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    /// Port number on the Service's address.
+    pub port: u16,
+    /// Name.
+    pub name: Arc<str>,
+    /// Declared protocol.
+    pub protocol: AppProtocol,
+}
+
+/// Where the proxy itself runs.
+#[derive(Clone, Debug, Default)]
+pub struct Locality {
+    /// Node name.
+    pub node: Arc<str>,
+    /// Zone; empty if unknown.
+    pub zone: Arc<str>,
+}
+
+/// The client side of a captured connection: one of this node's pods.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Namespace: selects consumer routes.
+    pub namespace: Arc<str>,
+    /// SPIFFE id.
+    pub identity: Arc<str>,
+    /// Owner for metrics; the pod's name until the configuration tells more.
+    pub owner: Arc<str>,
+    /// The peer address of the captured connection.
+    pub address: std::net::SocketAddr,
+}
