@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Everything that can fail, then one line of counts. Called by `make test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s (%(%H:%M:%S)T)\n' "$1" -1; }
+log=$(mktemp)
+before=$(mktemp)
+after=$(mktemp)
+trap 'rm -f "$log" "$before" "$after"' EXIT
+
+# What must be as before when the tests have ended.
+state() {
+  ip netns list | sort
+  ip -o link | awk -F': ' '{print $2}' | sort
+  nft list ruleset
+  awk '$2 ~ /netns|weft/ {print $2}' /proc/mounts | sort
+}
+state >"$before"
+
+status=0
+say "lint"
+scripts/lint.sh || status=1
+
+say "build"
+cargo build --workspace --bins
+make --no-print-directory peer
+WEFT_BIN_DIR=$CARGO_TARGET_DIR/debug
+WEFT_PEER=$(make --no-print-directory print-peer)
+export WEFT_BIN_DIR WEFT_PEER
+
+say "tests"
+cargo test --workspace --no-fail-fast 2>&1 | tee "$log" || status=1
+
+say "what stayed behind"
+state >"$after"
+leftovers=0
+if ! diff "$before" "$after"; then
+  echo "the tests left something behind (above: > is what is new)" >&2
+  leftovers=1
+fi
+
+awk -v left="$leftovers" -v status="$status" '
+  /^test result:/ { for (i = 1; i <= NF; i++) { if ($i == "passed;") p += $(i-1); if ($i == "failed;") f += $(i-1) } }
+  END {
+    f += left
+    if (status && !f) f = 1   # lint or a build failed: no test could say so
+    printf "\n%d passed, %d failed\n", p, f
+    exit f ? 1 : 0
+  }' "$log"
