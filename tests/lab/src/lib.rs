@@ -1,1 +1,11 @@
-//! Placeholder.
+//! A lab for tests: starts `weft lab` from the built binaries with a name of its own, talks to it
+//! as a user would (through the command line), and takes it down when dropped.
+//!
+//! `WEFT_BIN_DIR` names the folder of the binaries (default: beside the test's own), `WEFT_PEER`
+//! the independent HBONE peer.
+
+mod lab;
+mod wire;
+
+pub use lab::{Lab, Output, eventually};
+pub use wire::{Answer, ByteReport, LoadReport, Request};

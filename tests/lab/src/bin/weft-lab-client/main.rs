@@ -1,0 +1,37 @@
+//! The client that tests run inside pods. JSON in, JSON out; see `weft_lab_tests` for the forms.
+//!
+//! ```text
+//! weft-lab-client http                                 requests on stdin, answers on stdout
+//! weft-lab-client load --url U --count N …             bounded load with a report
+//! weft-lab-client bytes --to HOST:PORT --send N …      raw bytes against an echo
+//! ```
+
+mod bytes;
+mod http;
+mod load;
+
+use clap::Parser;
+
+#[derive(Parser)]
+enum Command {
+    /// Makes the requests on standard input.
+    Http,
+    /// Makes many requests.
+    Load(load::Args),
+    /// Exchanges raw bytes.
+    Bytes(bytes::Args),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let json = match Command::parse() {
+        Command::Http => {
+            let requests = serde_json::from_reader(std::io::stdin())?;
+            serde_json::to_string(&http::all(requests).await)?
+        }
+        Command::Load(args) => serde_json::to_string(&load::run(args).await?)?,
+        Command::Bytes(args) => serde_json::to_string(&bytes::run(args).await)?,
+    };
+    println!("{json}");
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! The lab itself: a thin, synchronous driver of the command line.
+
+use std::{
+    env,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::wire::{Answer, ByteReport, LoadReport, Request};
+
+/// A running lab. Dropping it takes everything down.
+pub struct Lab {
+    /// The lab's name, unique on this machine.
+    pub name: String,
+    files: TempDir,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+    /// Exit code; -1 for a signal.
+    pub code: i32,
+}
+
+impl Output {
+    /// Standard output of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.code, 0,
+            "failed\nstdout: {}\nstderr: {}",
+            self.out, self.err
+        );
+        self.out
+    }
+}
+
+/// Waits until `probe` returns something, and panics with its last complaint when `limit` is over.
+#[track_caller]
+pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match probe() {
+            Ok(value) => return value,
+            Err(complaint) if start.elapsed() > limit => {
+                panic!("not within {limit:?}: {complaint}")
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+impl Lab {
+    /// Starts a lab of two nodes with these manifests, and waits until it is whole.
+    #[track_caller]
+    pub fn up(manifests: &str) -> Self {
+        let lab = Self::named();
+        let file = lab.file("lab.yaml", manifests);
+        let path = file.to_string_lossy().into_owned();
+        lab.weft(&["up", "-f", &path, "--detach", "--timeout", "90"])
+            .ok();
+        lab
+    }
+
+    /// A lab that is not started yet.
+    pub fn named() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("t{}-{n}", std::process::id());
+        Self {
+            name,
+            files: TempDir::new().expect("a folder for the lab's manifests"),
+        }
+    }
+
+    /// A program beside `weft`.
+    pub fn bin(program: &str) -> PathBuf {
+        let folder = env::var_os("WEFT_BIN_DIR")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| {
+                let test = env::current_exe().expect("the test's own path");
+                test.ancestors()
+                    .nth(2)
+                    .expect("target/debug above deps")
+                    .to_owned()
+            });
+        let path = folder.join(program);
+        assert!(
+            path.exists(),
+            "{} is missing; run cargo build --workspace",
+            path.display()
+        );
+        path
+    }
+
+    /// The independent HBONE peer.
+    pub fn peer() -> PathBuf {
+        let path = env::var_os("WEFT_PEER").expect("WEFT_PEER names it; run through `make test`");
+        PathBuf::from(path)
+    }
+
+    /// Writes a file that lasts as long as the lab.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.files.path().join(name);
+        std::fs::write(&path, content).expect("a writable temporary folder");
+        path
+    }
+
+    /// The lab's state folder.
+    pub fn state_dir(&self) -> PathBuf {
+        Path::new("/run/weft/lab").join(&self.name)
+    }
+
+    /// `weft lab --name NAME ARGS…`
+    pub fn weft(&self, args: &[&str]) -> Output {
+        self.weft_with_input(args, b"")
+    }
+
+    fn weft_with_input(&self, args: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(Self::bin("weft"));
+        command.args(["lab", "--name", &self.name]).args(args);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("weft starts");
+        let mut stdin = child.stdin.take().expect("it was piped");
+        stdin.write_all(input).ok(); // a program that ends early closes it
+        drop(stdin);
+        let done = child.wait_with_output().expect("weft ends");
+        Output {
+            out: String::from_utf8_lossy(&done.stdout).into_owned(),
+            err: String::from_utf8_lossy(&done.stderr).into_owned(),
+            code: done.status.code().unwrap_or(-1),
+        }
+    }
+
+    /// Applies manifests; what it prints.
+    pub fn apply(&self, manifests: &str) -> Output {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("apply-{}.yaml", NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = self.file(&name, manifests);
+        self.weft(&["apply", "-f", &path.to_string_lossy()])
+    }
+
+    /// Deletes what the manifests name.
+    pub fn delete(&self, manifests: &str) -> Output {
+        let path = self.file("delete.yaml", manifests);
+        self.weft(&["delete", "-f", &path.to_string_lossy()])
+    }
+
+    /// Runs a command in a pod, `NS/POD` or `NS/DEPLOYMENT`.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Output {
+        let mut args = vec!["exec", pod, "--"];
+        args.extend(command);
+        self.weft(&args)
+    }
+
+    /// Makes HTTP requests from a pod, one after the other.
+    #[track_caller]
+    pub fn http(&self, pod: &str, requests: &[Request]) -> Vec<Answer> {
+        let input = serde_json::to_vec(requests).expect("plain data");
+        let client = Self::bin("weft-lab-client").to_string_lossy().into_owned();
+        let out = self
+            .weft_with_input(&["exec", pod, "--", &client, "http"], &input)
+            .ok();
+        serde_json::from_str(&out).expect("the client prints JSON")
+    }
+
+    /// GETs one URL from a pod.
+    #[track_caller]
+    pub fn get(&self, pod: &str, url: &str) -> Answer {
+        let request = Request {
+            url: url.into(),
+            ..Request::default()
+        };
+        self.http(pod, &[request]).remove(0)
+    }
+
+    /// Makes `count` requests from a pod, `concurrency` at a time.
+    #[track_caller]
+    pub fn load(
+        &self,
+        pod: &str,
+        url: &str,
+        count: u64,
+        concurrency: u32,
+        more: &[&str],
+    ) -> LoadReport {
+        let client = Self::bin("weft-lab-client").to_string_lossy().into_owned();
+        let (count, concurrency) = (count.to_string(), concurrency.to_string());
+        let mut command = vec![
+            &*client,
+            "load",
+            "--url",
+            url,
+            "--count",
+            &count,
+            "--concurrency",
+            &concurrency,
+        ];
+        command.extend(more);
+        let out = self.exec(pod, &command).ok();
+        serde_json::from_str(&out).expect("the client prints JSON")
+    }
+
+    /// Exchanges raw bytes with `to` (host:port) from a pod.
+    #[track_caller]
+    pub fn bytes(&self, pod: &str, to: &str, more: &[&str]) -> ByteReport {
+        let client = Self::bin("weft-lab-client").to_string_lossy().into_owned();
+        let mut command = vec![&*client, "bytes", "--to", to];
+        command.extend(more);
+        let out = self.exec(pod, &command).ok();
+        serde_json::from_str(&out).expect("the client prints JSON")
+    }
+
+    /// Objects of a kind, as the API would show them.
+    #[track_caller]
+    pub fn objects(&self, kind: &str, namespace: &str) -> Vec<Value> {
+        let out = self
+            .weft(&["get", kind, "-n", namespace, "-o", "json"])
+            .ok();
+        let value: Value = serde_json::from_str(&out).expect("weft prints JSON");
+        match value.get("items") {
+            Some(Value::Array(items)) => items.clone(),
+            _ => vec![value],
+        }
+    }
+
+    /// One object.
+    pub fn object(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let mut objects = self.objects(kind, namespace).into_iter();
+        objects.find(|o| o["metadata"]["name"] == name)
+    }
+
+    /// The status of a condition of a route under its first parent: `(status, reason, message)`.
+    pub fn route_condition(
+        &self,
+        kind: &str,
+        ns: &str,
+        name: &str,
+        condition: &str,
+    ) -> (String, String, String) {
+        let route = self.object(kind, ns, name).unwrap_or_default();
+        let conditions = route["status"]["parents"][0]["conditions"]
+            .as_array()
+            .cloned();
+        let found = conditions
+            .unwrap_or_default()
+            .into_iter()
+            .find(|c| c["type"] == condition);
+        let text = |field: &str| match &found {
+            Some(c) => c[field].as_str().unwrap_or_default().to_owned(),
+            None => String::new(),
+        };
+        (text("status"), text("reason"), text("message"))
+    }
+
+    /// The address of the first pod whose name begins so.
+    #[track_caller]
+    pub fn pod_ip(&self, namespace: &str, prefix: &str) -> String {
+        let pod = self.pod(namespace, prefix);
+        pod["status"]["podIP"]
+            .as_str()
+            .expect("a pod with an address")
+            .to_owned()
+    }
+
+    /// The first pod whose name begins so.
+    #[track_caller]
+    pub fn pod(&self, namespace: &str, prefix: &str) -> Value {
+        let pods = self.objects("pods", namespace);
+        let mut found = pods.into_iter().filter(|p| {
+            let name = p["metadata"]["name"].as_str().unwrap_or_default();
+            name.starts_with(prefix) && p["metadata"]["deletionTimestamp"].is_null()
+        });
+        found
+            .next()
+            .unwrap_or_else(|| panic!("no pod {namespace}/{prefix}…"))
+    }
+
+    /// What a part of the lab logged (`controller`, `proxy/n1`, …).
+    pub fn logs(&self, part: &str) -> String {
+        self.weft(&["logs", part]).ok()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let status = self.weft(&["status"]);
+            eprintln!(
+                "lab {} at the end:\n{}{}",
+                self.name, status.out, status.err
+            );
+            if let Some(keep) = env::var_os("WEFT_TEST_KEEP_LOGS") {
+                let to = Path::new(&keep).join(&self.name);
+                Command::new("cp")
+                    .arg("-r")
+                    .arg(self.state_dir())
+                    .arg(to)
+                    .status()
+                    .ok();
+            }
+        }
+        self.weft(&["down"]);
+    }
+}
