@@ -1,0 +1,133 @@
+//! A lab leaves nothing behind, however it ends.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use weft_lab_tests::{Lab, eventually};
+
+const SHOP: &str = include_str!("../manifests/shop.yaml");
+
+/// What of this lab is on the machine: namespaces, mounts, processes, folders.
+fn traces(lab: &Lab) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        found.insert(format!("netns {}", entry.file_name().to_string_lossy()));
+    }
+    let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+    found.extend(
+        mounts
+            .lines()
+            .map(|l| format!("mount {}", l.split(' ').nth(1).unwrap_or(""))),
+    );
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Ok(line) = fs::read_to_string(entry.path().join("cmdline")) else {
+            continue;
+        };
+        found.insert(format!("process {}", line.replace('\0', " ")));
+    }
+    if lab.state_dir().exists() {
+        found.insert(format!("folder {}", lab.state_dir().display()));
+    }
+    found.retain(|trace| trace.contains(&lab.name));
+    found
+}
+
+fn links_and_rules() -> String {
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().expect("it runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    run("ip", &["-o", "link"]) + &run("nft", &["list", "ruleset"])
+}
+
+fn assert_gone(lab: &Lab, links: &str) {
+    eventually(Duration::from_secs(15), || match traces(lab) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("left behind: {left:#?}")),
+    });
+    assert_eq!(
+        links_and_rules(),
+        links,
+        "links and rules of the host are as before"
+    );
+}
+
+fn foreground(lab: &Lab) -> std::process::Child {
+    let file = lab.file("lab.yaml", SHOP);
+    let mut command = Command::new(Lab::bin("weft"));
+    command
+        .args(["lab", "up", "--name", &lab.name, "-f"])
+        .arg(file);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().expect("weft starts");
+    eventually(Duration::from_secs(90), || {
+        let answer = lab.exec("shop/client", &["true"]);
+        let up = answer.code == 0 && lab.get("shop/client", "http://checkout/").status == 200;
+        if up { Ok(()) } else { Err(answer.err) }
+    });
+    child
+}
+
+fn signal(pid: u32, which: &str) {
+    Command::new("kill")
+        .args([which, &pid.to_string()])
+        .status()
+        .expect("kill");
+}
+
+#[test]
+fn after_down_and_after_ctrl_c_nothing_is_left() {
+    let links = links_and_rules();
+    let lab = Lab::up(SHOP);
+    assert!(!traces(&lab).is_empty(), "the test can see a lab");
+    lab.weft(&["down"]).ok();
+    assert_gone(&lab, &links);
+    lab.weft(&["down"]).ok();
+
+    let lab = Lab::named();
+    let mut up = foreground(&lab);
+    signal(up.id(), "-INT");
+    assert!(
+        up.wait().expect("it ends").code().is_some(),
+        "it ended in order"
+    );
+    assert_gone(&lab, &links);
+}
+
+#[test]
+fn a_lab_whose_every_part_was_killed_is_cleaned_up_by_down() {
+    let links = links_and_rules();
+    let lab = Lab::named();
+    let mut up = foreground(&lab);
+    signal(up.id(), "-KILL");
+    up.wait().expect("it ends");
+    let status = fs::read_to_string(lab.state_dir().join("state.json")).expect("its state");
+    let state: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let mut killed = 0;
+    for pid in pids(&state) {
+        signal(pid, "-KILL");
+        killed += 1;
+    }
+    assert!(killed > 4, "every part was killed: {state}");
+    lab.weft(&["down"]).ok();
+    assert_gone(&lab, &links);
+}
+
+/// Every "pid" in the state.
+fn pids(value: &serde_json::Value) -> Vec<u32> {
+    match value {
+        serde_json::Value::Array(items) => items.iter().flat_map(pids).collect(),
+        serde_json::Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| match (key.as_str(), value.as_u64()) {
+                ("pid", Some(pid)) => u32::try_from(pid).into_iter().collect(),
+                _ => pids(value),
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
