@@ -16,6 +16,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&out)?;
     tonic_prost_build::configure()
         .bytes(".weft.config.v1")
+        // For the dumps of what is compiled and in force (/debug/tables, /config).
+        .type_attribute(
+            ".weft.config.v1",
+            "#[derive(serde::Serialize)] #[serde(rename_all = \"snake_case\")]",
+        )
         .compile_fds(set)?;
     Ok(())
 }
