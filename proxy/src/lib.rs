@@ -2,6 +2,8 @@
 //! listening sockets that the agent hands over; configuration flows in over xDS, certificates
 //! from the CA; connections to applications and tunnels to other nodes' proxies flow out.
 
+pub mod balance;
 pub mod http;
 pub mod io;
 pub mod model;
+pub mod state;

@@ -9,7 +9,7 @@ use weft_api::config::{AppProtocol, MtlsMode, TrafficDistribution};
 pub type ServiceName = Arc<str>;
 
 /// A workload: a pod, or an endpoint of a hand-written EndpointSlice.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Workload {
     /// The resource's name.
     pub uid: Arc<str>,
@@ -31,6 +31,9 @@ pub struct Workload {
     pub version: Arc<str>,
     /// Addresses; the first is the primary one.
     pub addresses: Vec<IpAddr>,
+    /// Shares its node's address: an address says nothing of this workload, and 15008 is never
+    /// dialled.
+    pub host_network: bool,
     /// HBONE is spoken on 15008 (the agent reports this sandbox as captured).
     pub captured: bool,
     /// The sandbox that is captured.
@@ -40,7 +43,7 @@ pub struct Workload {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Service {
     /// `<namespace>/<name>`.
     pub name: ServiceName,
@@ -55,7 +58,7 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServicePort {
     /// Port number on the Service's address.
     pub port: u16,
@@ -87,4 +90,29 @@ pub struct Client {
     pub owner: Arc<str>,
     /// The peer address of the captured connection.
     pub address: std::net::SocketAddr,
+}
+
+/// Where a rule came from: which route, which of its rules.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct RouteRef {
+    /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute.
+    pub kind: Arc<str>,
+    /// `<namespace>/<name>`.
+    pub name: Arc<str>,
+    /// The rule's name, or its index in the route.
+    pub rule: Arc<str>,
+}
+
+impl From<&weft_api::config::RouteRef> for RouteRef {
+    fn from(from: &weft_api::config::RouteRef) -> Self {
+        Self {
+            kind: from.kind.as_str().into(),
+            name: format!("{}/{}", from.namespace, from.name).into(),
+            rule: if from.rule_name.is_empty() {
+                from.rule_index.to_string().into()
+            } else {
+                from.rule_name.as_str().into()
+            },
+        }
+    }
 }

@@ -1,0 +1,239 @@
+//! Applying a delta: resources flow in, indexes change in proportion to them, refusals flow out.
+//! One writer at a time; readers see each resource whole, before or after.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use weft_api::config;
+
+use super::{
+    State,
+    endpoints::Endpoint,
+    held::{Delta, Held, Rejected},
+    resource::{self, Kind, Membership},
+    service::{Known, ServiceEntry},
+    tables::TableKey,
+};
+use crate::{
+    balance::Load,
+    model::{Service, ServiceName, Workload},
+};
+
+/// A workload with what is needed to take it out of the indexes again.
+#[derive(Debug)]
+pub(super) struct WorkloadEntry {
+    pub(super) workload: Arc<Workload>,
+    memberships: Vec<Membership>,
+    /// By address: an endpoint of two Services has one load, and keeps it across updates.
+    loads: Vec<(SocketAddr, Arc<Load>)>,
+}
+
+/// What only the writer needs.
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    pub(super) held: Held,
+    tables: std::collections::HashMap<Arc<str>, TableKey, foldhash::fast::RandomState>,
+}
+
+impl State {
+    /// Applies a change. What comes back was refused; all else is in force.
+    pub fn apply(&self, delta: Delta) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut writer = self.writer.lock();
+        for resource in delta.updated {
+            let body = resource.body.clone();
+            match self.upsert(&mut writer, delta.kind, &resource.name, body) {
+                Ok(()) => writer.held.accept(delta.kind, resource),
+                Err(reason) => {
+                    rejected.push(Rejected {
+                        name: resource.name.clone(),
+                        reason: reason.clone(),
+                    });
+                    writer.held.reject(delta.kind, resource, &reason);
+                }
+            }
+        }
+        for name in delta.removed {
+            self.remove(&mut writer, delta.kind, &name);
+            writer.held.remove(delta.kind, &name);
+        }
+        drop(writer);
+        self.generation.send_modify(|generation| *generation += 1);
+        rejected
+    }
+
+    fn upsert(
+        &self,
+        writer: &mut Writer,
+        kind: Kind,
+        name: &str,
+        body: Bytes,
+    ) -> Result<(), String> {
+        match kind {
+            Kind::Workload => {
+                let message: config::Workload = resource::decode(body)?;
+                let (workload, memberships) = resource::workload(name, &message)?;
+                self.set_workload(workload, memberships);
+            }
+            Kind::Service => {
+                let message: config::Service = resource::decode(body)?;
+                self.set_service(resource::service(name, &message)?);
+            }
+            Kind::RouteTable => {
+                let message: config::RouteTable = resource::decode(body)?;
+                let (key, table) = resource::route_table(name, &message)?;
+                self.change_service(&key.service, |known| {
+                    known.set_table(&key, Some(Arc::new(table)));
+                });
+                writer.tables.insert(name.into(), key);
+            }
+            Kind::MeshConfig => {
+                let message: config::MeshConfig = resource::decode(body)?;
+                self.mesh.store(Arc::new(resource::mesh(name, &message)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, writer: &mut Writer, kind: Kind, name: &str) {
+        match kind {
+            Kind::Workload => self.remove_workload(name),
+            Kind::Service => self.remove_service(name),
+            Kind::RouteTable => {
+                if let Some(key) = writer.tables.remove(name) {
+                    self.change_service(&key.service, |known| known.set_table(&key, None));
+                }
+            }
+            // Without roots nobody could be trusted: what was last said of the mesh stays.
+            Kind::MeshConfig => {
+                tracing::warn!(
+                    "the controller withdrew the mesh's configuration; the last one stays in force"
+                );
+            }
+        }
+    }
+
+    fn set_workload(&self, workload: Workload, memberships: Vec<Membership>) {
+        let workload = Arc::new(workload);
+        let old = self.workloads.with(&*workload.uid, Arc::clone);
+        let mut loads: Vec<(SocketAddr, Arc<Load>)> = Vec::new();
+        for m in &memberships {
+            if !loads.iter().any(|(at, _)| *at == m.target) {
+                let kept = old.as_ref().and_then(|old| {
+                    let same = old.loads.iter().find(|(at, _)| *at == m.target);
+                    same.map(|(_, load)| Arc::clone(load))
+                });
+                loads.push((m.target, kept.unwrap_or_default()));
+            }
+        }
+
+        for m in &memberships {
+            let endpoint = Endpoint {
+                workload: Arc::clone(&workload),
+                address: m.target,
+                load: loads
+                    .iter()
+                    .find(|(at, _)| *at == m.target)
+                    .map(|(_, load)| Arc::clone(load))
+                    .unwrap_or_default(),
+            };
+            self.change_service(&m.service, |known| {
+                known.change_port(m.port, |port| {
+                    port.endpoints.set(endpoint, m.readiness, &self.locality);
+                });
+            });
+        }
+        for &address in &workload.addresses {
+            self.addresses.change(address, |all| {
+                all.set(Arc::clone(&workload));
+                true
+            });
+        }
+        if let Some(old) = &old {
+            let left = |was: &&Membership| {
+                !memberships
+                    .iter()
+                    .any(|m| m.service == was.service && m.port == was.port)
+            };
+            self.leave(&workload.uid, old.memberships.iter().filter(left));
+            let moved = old.workload.addresses.iter();
+            for &address in moved.filter(|a| !workload.addresses.contains(a)) {
+                self.addresses
+                    .change(address, |all| all.remove(&workload.uid));
+            }
+        }
+        let entry = WorkloadEntry {
+            workload: Arc::clone(&workload),
+            memberships,
+            loads,
+        };
+        self.workloads
+            .insert(Arc::clone(&workload.uid), Arc::new(entry));
+    }
+
+    fn remove_workload(&self, uid: &str) {
+        let Some(old) = self.workloads.remove(uid) else {
+            return;
+        };
+        self.leave(uid, old.memberships.iter());
+        for &address in &old.workload.addresses {
+            self.addresses.change(address, |all| all.remove(uid));
+        }
+    }
+
+    fn leave<'a>(&self, uid: &str, memberships: impl Iterator<Item = &'a Membership>) {
+        for m in memberships {
+            self.change_service(&m.service, |known| {
+                known.change_port(m.port, |port| port.endpoints.remove(uid));
+            });
+        }
+    }
+
+    fn set_service(&self, service: Service) {
+        let service = Arc::new(service);
+        let mut old = None;
+        let entry = self.change_service(&service.name, |known| {
+            old = known.service.replace(Arc::clone(&service));
+        });
+        for &vip in &service.vips {
+            self.vips.change(vip, |all| {
+                all.set(&entry);
+                true
+            });
+        }
+        let old = old.iter().flat_map(|old| &old.vips);
+        for &vip in old.filter(|vip| !service.vips.contains(vip)) {
+            self.vips.change(vip, |all| all.remove(&service.name));
+        }
+    }
+
+    fn remove_service(&self, name: &str) {
+        let mut old = None;
+        self.change_service(name, |known| old = known.service.take());
+        for &vip in old.iter().flat_map(|old| &old.vips) {
+            self.vips.change(vip, |all| all.remove(name));
+        }
+    }
+
+    /// Changes what is known of a Service, under its lock. An entry of which nothing is left goes.
+    fn change_service(&self, name: &str, change: impl FnOnce(&mut Known)) -> Arc<ServiceEntry> {
+        let known = self.services.with(name, Arc::clone);
+        let is_new = known.is_none();
+        let entry = known.unwrap_or_else(|| {
+            let name: ServiceName = name.into();
+            Arc::new(ServiceEntry::new(name))
+        });
+        let is_empty = {
+            let mut known = entry.known.write();
+            change(&mut known);
+            known.is_empty()
+        };
+        if is_empty {
+            self.services.remove(name);
+        } else if is_new {
+            self.services
+                .insert(Arc::clone(&entry.name), Arc::clone(&entry));
+        }
+        entry
+    }
+}
