@@ -1,0 +1,17 @@
+//! The redirect rules in a pod's network namespace.
+//!
+//! [`plan`] is pure: from what a pod needs to chains, rules and routes. [`apply`] puts a plan into
+//! force in one transaction, over netlink; [`inspect`] reads back what is there. Nothing else of
+//! the namespace's rules is touched: everything lives in one table of our own.
+
+mod apply;
+mod encode;
+mod netlink;
+mod plan;
+
+pub use apply::{Observed, apply, inspect, ipv6_is_enabled};
+pub use netlink::RulesError;
+pub use plan::{
+    Action, Chain, ChainKind, Hook, Match, Phase, Plan, PodRules, Rule, TABLE, TransparentRoute,
+    plan,
+};

@@ -1,0 +1,266 @@
+//! What the rules do to real connections, with plain sockets in the proxy's place.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use common::{Pair, TestNs};
+use nix::sys::socket::{getsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+use weft_api::names::{MARK_PROXY, PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
+use weft_cni::rules::{Phase, PodRules, apply, plan};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const PROBED: u16 = 8080;
+
+fn set(ns: &TestNs, phase: Phase) {
+    apply(
+        &ns.open(),
+        &plan(&PodRules {
+            phase,
+            ipv6: true,
+            probe_ports: vec![PROBED],
+        }),
+    )
+    .unwrap();
+}
+
+fn listen(ns: &TestNs, port: u16) -> TcpListener {
+    ns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap())
+}
+
+fn dial(ns: &TestNs, to: &str) -> std::io::Result<TcpStream> {
+    dial_with(ns, to, |_| Ok(()))
+}
+
+fn dial_with(
+    ns: &TestNs,
+    to: &str,
+    prepare: impl FnOnce(&Socket) -> std::io::Result<()> + Send,
+) -> std::io::Result<TcpStream> {
+    let to: SocketAddr = to.parse().unwrap();
+    ns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        prepare(&socket)?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
+}
+
+/// Accepts within a bounded time.
+fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(
+        poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(),
+        1,
+        "nothing to accept"
+    );
+    let (stream, peer) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    (
+        stream,
+        SocketAddr::new(peer.ip().to_canonical(), peer.port()),
+    )
+}
+
+fn original_destination(stream: &TcpStream) -> SocketAddr {
+    if stream.peer_addr().unwrap().ip().to_canonical().is_ipv4() {
+        let address = getsockopt(stream, sockopt::OriginalDst).unwrap();
+        SocketAddr::new(
+            IpAddr::from(address.sin_addr.s_addr.to_ne_bytes()),
+            u16::from_be(address.sin_port),
+        )
+    } else {
+        let address = getsockopt(stream, sockopt::Ip6tOriginalDst).unwrap();
+        SocketAddr::new(
+            IpAddr::from(address.sin6_addr.s6_addr),
+            u16::from_be(address.sin6_port),
+        )
+    }
+}
+
+fn exchange(one: &mut TcpStream, other: &mut TcpStream) {
+    let mut seen = [0; 4];
+    for _ in 0..2 {
+        one.write_all(b"ping").unwrap();
+        other.read_exact(&mut seen).unwrap();
+        other.write_all(b"pong").unwrap();
+        one.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"pong");
+    }
+}
+
+#[test]
+fn a_dial_to_any_remote_address_lands_on_15001_and_tells_where_it_was_going() {
+    let pair = Pair::new();
+    let proxy = listen(&pair.pod, PORT_OUTBOUND);
+    set(&pair.pod, Phase::Joined);
+    for target in [
+        "192.0.2.10:80",
+        "10.9.0.1:443",
+        "[2001:db8::1]:80",
+        "[fd09::1]:9",
+    ] {
+        let mut client = dial(&pair.pod, target).unwrap();
+        let (mut accepted, peer) = accept(&proxy);
+        assert_eq!(original_destination(&accepted).to_string(), target);
+        assert_eq!(peer, client.local_addr().unwrap());
+        exchange(&mut client, &mut accepted);
+    }
+}
+
+#[test]
+fn a_connection_from_outside_lands_on_15006_but_hbone_and_probes_go_straight() {
+    let pair = Pair::new();
+    let (proxy, hbone) = (
+        listen(&pair.pod, PORT_INBOUND_PLAINTEXT),
+        listen(&pair.pod, PORT_HBONE),
+    );
+    let application = listen(&pair.pod, PROBED);
+    set(&pair.pod, Phase::Joined);
+    for target in ["10.9.0.2:8080", "[fd09::2]:8080", "10.9.0.2:9090"] {
+        let mut client = dial(&pair.node, target).unwrap();
+        let (mut accepted, peer) = accept(&proxy);
+        assert_eq!(original_destination(&accepted).to_string(), target);
+        assert_eq!(peer, client.local_addr().unwrap());
+        exchange(&mut client, &mut accepted);
+    }
+    let mut client = dial(&pair.node, "10.9.0.2:15008").unwrap();
+    exchange(&mut client, &mut accept(&hbone).0);
+
+    // The reserved source reaches the probed port, and no other.
+    pair.node.ip("addr add 169.254.7.128/32 dev lo");
+    let source: SocketAddr = "169.254.7.128:0".parse().unwrap();
+    let from_probe = |target| dial_with(&pair.node, target, |s| s.bind(&source.into()));
+    let mut probe = from_probe("10.9.0.2:8080").unwrap();
+    let (mut accepted, peer) = accept(&application);
+    assert_eq!(peer.ip(), source.ip());
+    exchange(&mut probe, &mut accepted);
+    let _other = from_probe("10.9.0.2:9090").unwrap();
+    assert_eq!(original_destination(&accept(&proxy).0).port(), 9090);
+}
+
+#[test]
+fn loopback_the_pods_own_address_and_the_proxys_own_sockets_are_not_redirected() {
+    let pair = Pair::new();
+    let application = listen(&pair.pod, 7000);
+    set(&pair.pod, Phase::Joined);
+    for target in [
+        "127.0.0.1:7000",
+        "127.9.9.9:7000",
+        "[::1]:7000",
+        "10.9.0.2:7000",
+    ] {
+        let mut client = dial(&pair.pod, target).unwrap();
+        exchange(&mut client, &mut accept(&application).0);
+    }
+    let remote = listen(&pair.node, 7001);
+    for target in ["10.9.0.1:7001", "[fd09::1]:7001"] {
+        let mut client = dial_with(&pair.pod, target, |s| s.set_mark(MARK_PROXY)).unwrap();
+        exchange(&mut client, &mut accept(&remote).0);
+    }
+}
+
+#[test]
+fn open_connections_live_through_joining_leaving_and_joining_again() {
+    let pair = Pair::new();
+    let (remote, application) = (listen(&pair.node, 7000), listen(&pair.pod, 7001));
+    let (proxy, inbound) = (
+        listen(&pair.pod, PORT_OUTBOUND),
+        listen(&pair.pod, PORT_INBOUND_PLAINTEXT),
+    );
+    // Open before the pod joins: never touched, in both directions, and with the pod silent first.
+    let mut outbound = dial(&pair.pod, "10.9.0.1:7000").unwrap();
+    let mut outbound_peer = accept(&remote).0;
+    let mut incoming = dial(&pair.node, "10.9.0.2:7001").unwrap();
+    let mut incoming_peer = accept(&application).0;
+    set(&pair.pod, Phase::Joined);
+    exchange(&mut outbound, &mut outbound_peer);
+    exchange(&mut incoming, &mut incoming_peer);
+
+    // Opened while joined: redirected, and lives on while the pod leaves.
+    let mut redirected = dial(&pair.pod, "10.9.0.1:7000").unwrap();
+    let mut redirected_peer = accept(&proxy).0;
+    let mut plaintext = dial(&pair.node, "10.9.0.2:7001").unwrap();
+    let mut plaintext_peer = accept(&inbound).0;
+    exchange(&mut redirected, &mut redirected_peer);
+    exchange(&mut plaintext, &mut plaintext_peer);
+    set(&pair.pod, Phase::Leaving);
+    exchange(&mut redirected, &mut redirected_peer);
+    exchange(&mut plaintext, &mut plaintext_peer);
+    let mut straight = dial(&pair.pod, "10.9.0.1:7000").unwrap();
+    let mut straight_peer = accept(&remote).0;
+    exchange(&mut straight, &mut straight_peer);
+
+    set(&pair.pod, Phase::Joined);
+    exchange(&mut redirected, &mut redirected_peer);
+    exchange(&mut straight, &mut straight_peer);
+    set(&pair.pod, Phase::Leaving);
+    set(&pair.pod, Phase::Removed);
+    // What was never redirected does not notice the end either.
+    for (one, other) in [
+        (&mut outbound, &mut outbound_peer),
+        (&mut incoming, &mut incoming_peer),
+        (&mut straight, &mut straight_peer),
+    ] {
+        exchange(one, other);
+    }
+}
+
+/// The proxy's way to the application: from the client's address, with the answer led back.
+fn dial_as(pod: &TestNs, client: &str, target: &str) -> std::io::Result<TcpStream> {
+    let client: SocketAddr = client.parse().unwrap();
+    dial_with(pod, target, |socket| {
+        socket.set_mark(MARK_PROXY)?;
+        // For an IPv6 socket too: the kernel keeps one flag for both families.
+        socket.set_ip_transparent_v4(true)?;
+        socket.bind(&client.into())
+    })
+}
+
+#[test]
+fn the_application_sees_the_clients_address_and_its_answer_reaches_the_proxy() {
+    let pair = Pair::new();
+    let application = listen(&pair.pod, 7000);
+    set(&pair.pod, Phase::Joined);
+    for (client, target) in [
+        ("10.9.0.1:0", "10.9.0.2:7000"),
+        ("192.0.2.7:0", "10.9.0.2:7000"),
+        ("[2001:db8::7]:0", "[fd09::2]:7000"),
+    ] {
+        let mut upstream = dial_as(&pair.pod, client, target).unwrap();
+        let (mut accepted, peer) = accept(&application);
+        assert_eq!(peer.ip(), client.parse::<SocketAddr>().unwrap().ip());
+        exchange(&mut upstream, &mut accepted);
+        // The answers' way also outlives the redirects.
+        set(&pair.pod, Phase::Leaving);
+        exchange(&mut upstream, &mut accepted);
+        set(&pair.pod, Phase::Joined);
+    }
+}
+
+#[test]
+fn with_a_plaintext_client_connected_the_proxy_still_reaches_the_application_as_that_client() {
+    let pair = Pair::new();
+    let (application, inbound) = (
+        listen(&pair.pod, 7000),
+        listen(&pair.pod, PORT_INBOUND_PLAINTEXT),
+    );
+    set(&pair.pod, Phase::Joined);
+    let mut client = dial(&pair.node, "10.9.0.2:7000").unwrap();
+    let (mut downstream, peer) = accept(&inbound);
+    let mut upstream = dial_as(&pair.pod, &format!("{}:0", peer.ip()), "10.9.0.2:7000").unwrap();
+    let (mut accepted, seen) = accept(&application);
+    assert_eq!(seen.ip(), peer.ip());
+    exchange(&mut upstream, &mut accepted);
+    exchange(&mut client, &mut downstream);
+}
