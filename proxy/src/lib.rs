@@ -7,3 +7,4 @@ pub mod http;
 pub mod io;
 pub mod model;
 pub mod state;
+pub mod telemetry;
