@@ -56,3 +56,7 @@ clean: ## Remove what was built, in the cache too
 .PHONY: print-peer
 print-peer:
 	@echo $(PEER)
+
+.PHONY: print-target
+print-target:
+	@echo $(CARGO_TARGET_DIR)
