@@ -96,7 +96,7 @@ impl TrustBundle {
         self.anchors(|root| root.not_before <= now && now <= root.not_after)
     }
 
-    /// Every anchor, valid now or not, with the latest end of those that are over.
+    /// Anchors whose own certificate is not valid at `now`, to tell that reason from others.
     pub(crate) fn anchors_not_at(&self, now: SystemTime) -> Vec<TrustAnchor<'_>> {
         self.anchors(|root| now < root.not_before || root.not_after < now)
     }

@@ -125,12 +125,14 @@ fn verify_chain(
             .map(|_| ())
     };
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
-    verify(&bundle.anchors_at(at)).map_err(|error| match from_webpki(error) {
-        // Say so if it would have passed but for the dates of the root itself.
-        VerifyError::UnknownIssuer if verify(&bundle.anchors_not_at(at)).is_ok() => {
-            VerifyError::RootNotValid { now: at }
+    verify(&bundle.anchors_at(at)).map_err(|error| {
+        // Say so if it would have passed but for the dates of the root itself. (webpki's own error
+        // depends on whether the peer sent that root along.)
+        let ended = bundle.anchors_not_at(at);
+        if !ended.is_empty() && verify(&ended).is_ok() {
+            return VerifyError::RootNotValid { now: at };
         }
-        other => other,
+        from_webpki(error)
     })
 }
 
