@@ -5,6 +5,9 @@
 //! through [`Writer`] the few things that weft's parts write back.
 //! Objects stay undecoded here: a malformed one must fail alone, where it is read.
 
+pub mod defaults;
+pub mod folder;
+
 use std::{collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +63,11 @@ pub enum Event {
         /// What is wrong.
         error: String,
     },
+    /// What was told as [`Event::Invalid`] for this origin holds no longer.
+    Valid {
+        /// The origin, as it was told.
+        origin: String,
+    },
 }
 
 /// A boxed future, so that the traits below are object safe.
@@ -98,6 +106,20 @@ pub trait Writer: Send + Sync {
         key: &'a ObjectKey,
         annotations: BTreeMap<String, Option<String>>,
     ) -> BoxFuture<'a, Result<(), SourceError>>;
+}
+
+/// Opens what `spec` names: `folder:DIR`.
+pub fn open(spec: &str) -> Result<(Arc<dyn Source>, Arc<dyn Writer>), SourceError> {
+    match spec.split_once(':') {
+        Some(("folder", root)) if !root.is_empty() => {
+            let source = folder::FolderSource::new(root);
+            let writer = source.writer();
+            Ok((Arc::new(source), Arc::new(writer)))
+        }
+        _ => Err(SourceError::Other(format!(
+            "source {spec:?} is not known; give folder:DIR"
+        ))),
+    }
 }
 
 /// Why a source could not be read or written.
