@@ -27,6 +27,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
+use weft_certs::{BundleSource, TrustBundle};
 
 use self::{
     apply::{WorkloadEntry, Writer},
@@ -308,5 +309,12 @@ impl State {
     fn with_service<R>(&self, service: &str, read: impl FnOnce(&Known) -> R) -> Option<R> {
         self.services
             .with(service, |entry| read(&entry.known.read()))
+    }
+}
+
+/// Whoever holds the state verifies peers against the roots of this moment.
+impl BundleSource for State {
+    fn bundle(&self) -> Arc<TrustBundle> {
+        Arc::clone(&self.mesh.load().trust_bundle)
     }
 }

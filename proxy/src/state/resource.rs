@@ -80,7 +80,7 @@ pub struct MeshSettings {
     /// DNS suffix of Services.
     pub cluster_domain: Arc<str>,
     /// Every root that is trusted now; none until the configuration came.
-    pub trust_bundle: TrustBundle,
+    pub trust_bundle: Arc<TrustBundle>,
 }
 
 impl Default for MeshSettings {
@@ -88,7 +88,7 @@ impl Default for MeshSettings {
         Self {
             trust_domain: names::DEFAULT_TRUST_DOMAIN.into(),
             cluster_domain: names::DEFAULT_CLUSTER_DOMAIN.into(),
-            trust_bundle: TrustBundle::default(),
+            trust_bundle: Arc::default(),
         }
     }
 }
@@ -261,7 +261,9 @@ pub(super) fn mesh(name: &str, from: &config::MeshConfig) -> Result<MeshSettings
     Ok(MeshSettings {
         trust_domain: from.trust_domain.as_str().into(),
         cluster_domain: from.cluster_domain.as_str().into(),
-        trust_bundle: TrustBundle::from_ders(&from.trust_bundle).map_err(|e| e.to_string())?,
+        trust_bundle: Arc::new(
+            TrustBundle::from_ders(&from.trust_bundle).map_err(|e| e.to_string())?,
+        ),
     })
 }
 
