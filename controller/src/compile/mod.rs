@@ -30,10 +30,24 @@ use serde_json::Value;
 use weft_api::config;
 use weft_source::ObjectKey;
 
+mod backends;
+mod durations;
 mod endpoints;
+mod filters;
+mod grpc;
+mod http;
 mod inventory;
+mod l4;
 mod objects;
+mod parents;
+mod patterns;
+mod precedence;
+mod resolve;
+mod routes;
+mod routing;
 mod services;
+mod status;
+mod tables;
 mod workloads;
 mod world;
 

@@ -13,6 +13,8 @@ use super::{
     endpoints::Slice,
     inventory::Inventory,
     objects::NamespacedName,
+    routes::RouteKind,
+    routing::Routing,
     services::Service,
     workloads::{self, Locality, Pod},
 };
@@ -22,6 +24,7 @@ use super::{
 pub struct World {
     settings: Settings,
     inventory: Inventory,
+    routing: Routing,
     compiled: Compiled,
     work: Work,
 }
@@ -32,6 +35,7 @@ impl World {
         Self {
             settings,
             inventory: Inventory::default(),
+            routing: Routing::default(),
             compiled: Compiled::default(),
             work: Work::default(),
         }
@@ -61,11 +65,9 @@ impl World {
             ("", "Pod") => self.inventory.set_pod(name, None),
             ("", "Node") => self.inventory.set_node(name.name, None),
             ("", "Namespace") => self.inventory.set_namespace(name.name, None),
-            ("", "Service") => {
-                self.inventory.set_service(&name, None);
-            }
+            ("", "Service") => self.set_service(&name, None),
             ("discovery.k8s.io", "EndpointSlice") => self.inventory.set_slice(name, None),
-            _ => {}
+            _ => self.routing.delete(key),
         }
     }
 
@@ -75,6 +77,11 @@ impl World {
         self.work = Work::default();
         self.inventory.compile(
             &self.settings.trust_domain,
+            &mut self.compiled,
+            &mut self.work,
+        );
+        self.routing.compile(
+            self.inventory.services(),
             &mut self.compiled,
             &mut self.work,
         );
@@ -119,17 +126,24 @@ impl World {
                 self.inventory.set_namespace(name.name, mtls);
                 return Ok(workloads::mtls_caution(value));
             }
-            ("", "Service") => {
-                self.inventory
-                    .set_service(&name, Some(Service::read(value)?));
-            }
+            ("", "Service") => self.set_service(&name, Some(Service::read(value)?)),
             ("discovery.k8s.io", "EndpointSlice") => {
                 let slice = Slice::read(&name, value)?;
                 self.inventory.set_slice(name, slice);
             }
-            _ => {}
+            _ => {
+                if let Some(kind) = RouteKind::of(key) {
+                    self.routing.apply(kind, key, value)?;
+                }
+            }
         }
         Ok(None)
+    }
+
+    fn set_service(&mut self, name: &NamespacedName, service: Option<Service>) {
+        if self.inventory.set_service(name, service) {
+            self.routing.service_changed(name);
+        }
     }
 
     fn note(&mut self, key: &ObjectKey, what: Option<String>) {
