@@ -1,0 +1,128 @@
+//! Sockets that the proxy makes in pods' namespaces, and what the kernel knows of captured ones.
+//! In flow a namespace and addresses; out flow connected TCP streams with the right mark, source
+//! and keepalives.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use weft_api::names::MARK_PROXY;
+
+use crate::{io::ConnectError, netns::Netns};
+
+/// A peer that is silent for so long is asked whether it still lives. Well under the idle limits
+/// of common NATs and load balancers (350 s and more), so it keeps those from forgetting too.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Between two questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Unanswered questions until the connection counts as dead: 60 s + 4 · 15 s = 2 minutes.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Where a new connection's source address comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// One of the pod's own addresses.
+    Local(IpAddr),
+    /// An address of another pod: towards an application that is to see its real client.
+    Transparent(IpAddr),
+    /// Whatever the kernel chooses.
+    Any,
+}
+
+/// Connects from inside `netns`, marked so that the pod's redirects let it pass.
+pub async fn connect(
+    netns: &Netns,
+    source: Source,
+    to: SocketAddr,
+    limit: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let socket = netns
+        .run(|| prepare(source, to))
+        .map_err(|error| ConnectError::from_io(to, &error))?;
+    // The socket stays in its namespace; connecting may happen outside of it.
+    match tokio::time::timeout(limit, socket.connect(to)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(ConnectError::from_io(to, &error)),
+        Err(_) => Err(ConnectError::TimedOut(to)),
+    }
+}
+
+fn prepare(source: Source, to: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_mark(MARK_PROXY)?;
+    socket.set_tcp_nodelay(true)?;
+    set_keepalive(SockRef::from(&socket))?;
+    let from = match source {
+        Source::Any => None,
+        Source::Local(ip) => Some(ip),
+        Source::Transparent(ip) => {
+            match to {
+                SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+            }
+            Some(ip)
+        }
+    };
+    if let Some(ip) = from.filter(|ip| ip.is_ipv4() == to.is_ipv4()) {
+        // Port 0: the client's own port would collide with the redirected flow. The kernel picks
+        // one at connect time, per destination, so the ephemeral range is not used up by binds.
+        setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Sets what every accepted connection needs: no delay, and keepalives.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    set_keepalive(SockRef::from(stream))
+}
+
+fn set_keepalive(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+/// Closing the stream will reset the connection, so that the peer does not take an end that was
+/// not in order for one that was.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a socket that is gone, which nobody will take for closed in order.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Where a redirected connection was going to.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    // An IPv4 connection on a dual-stack listener shows a mapped address; netfilter knows it as IPv4.
+    let v4 = match stream.local_addr()? {
+        SocketAddr::V4(_) => true,
+        SocketAddr::V6(address) => address.ip().to_ipv4_mapped().is_some(),
+    };
+    let address = if v4 {
+        socket.original_dst_v4()?
+    } else {
+        socket.original_dst_v6()?
+    };
+    address
+        .as_socket()
+        .map(canonical)
+        .ok_or_else(|| io::Error::other("the original destination is no IP address"))
+}
+
+/// The address without IPv4-in-IPv6 mapping, flow label and scope of it.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
