@@ -1,12 +1,137 @@
 //! HTTP for captured connections. A pod's byte stream whose port speaks HTTP flows in, requests
 //! are matched against the route table in force, changed by its filters, and flow out through
 //! pools of upstream connections that belong to that pod alone.
+//!
+//! - [`table`], [`matching`], [`filter`], [`redirect`], [`path`], [`hop`], [`reply`]: pure;
+//! - `serve`, `session`, `forward`, `exchange`: one connection, its requests, one of them, and what
+//!   is told of it;
+//! - `upstream`: connections to backends; `upgrade`: what is no longer HTTP.
 
+pub mod body;
+mod deadline;
+mod downstream;
+pub mod exchange;
 pub mod filter;
+mod forward;
+pub mod hop;
+mod limits;
 pub mod matching;
 pub mod path;
 pub mod redirect;
+pub mod reply;
+mod series;
+mod serve;
+mod session;
 pub mod table;
+mod upgrade;
+mod upstream;
 
-pub use matching::RequestHead;
-pub use table::{HttpRoutes, Rule, Selected};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    limits::HttpLimits,
+    matching::RequestHead,
+    serve::HttpError,
+    table::{HttpRoutes, Rule, Selected},
+};
+use self::{series::SeriesCache, session::Session, upstream::Pools};
+use crate::{
+    io::{Connector, Io},
+    model::Client,
+    state::{ServiceTarget, State},
+    telemetry::Telemetry,
+};
+
+/// How many sweeps lie between two times at which the metrics' handles are forgotten: once a minute.
+const SWEEPS_PER_SERIES: u32 = 12;
+
+/// HTTP of one local pod: its connections to backends, which no other pod shares.
+pub struct PodHttp {
+    state: Arc<State>,
+    telemetry: Arc<Telemetry>,
+    limits: HttpLimits,
+    pools: Pools,
+    series: SeriesCache,
+    sweeping: AtomicBool,
+}
+
+impl fmt::Debug for PodHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodHttp")
+            .field("backend_connections", &self.pools.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PodHttp {
+    /// HTTP of a pod whose connections to backends `connector` makes.
+    pub fn new(
+        state: Arc<State>,
+        telemetry: Arc<Telemetry>,
+        connector: Arc<dyn Connector>,
+        limits: HttpLimits,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            telemetry,
+            limits,
+            pools: Pools::new(connector, limits),
+            series: SeriesCache::default(),
+            sweeping: AtomicBool::new(false),
+        })
+    }
+
+    /// Connections to backends: idle HTTP/1.1 ones and all HTTP/2 ones.
+    pub fn backend_connections(&self) -> usize {
+        self.pools.connections()
+    }
+
+    /// Serves a captured connection to an HTTP port of a Service until it ends. Which routes apply
+    /// is asked anew for each request. On `drain`, open requests are finished, HTTP/2 clients are
+    /// told to go away, and HTTP/1 connections end with their next response.
+    ///
+    /// # Errors
+    /// The client's connection broke, or what came over it was not HTTP.
+    pub async fn serve(
+        self: Arc<Self>,
+        io: impl Io + 'static,
+        client: Client,
+        target: ServiceTarget,
+        original_dst: SocketAddr,
+        drain: CancellationToken,
+    ) -> Result<(), HttpError> {
+        self.sweep();
+        let limits = self.limits;
+        let session = Session::new(self, client, target.service, target.port, original_dst);
+        serve::serve(io, session, &limits, drain).await
+    }
+
+    /// Starts the task that closes idle connections; it ends with the pod.
+    fn sweep(self: &Arc<Self>) {
+        if self.sweeping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let pod = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut sweeps = 0u32;
+            loop {
+                tokio::time::sleep(upstream::SWEEP).await;
+                let Some(pod) = pod.upgrade() else { return };
+                pod.pools.sweep(&pod.state);
+                sweeps = sweeps.wrapping_add(1);
+                if sweeps.is_multiple_of(SWEEPS_PER_SERIES) {
+                    pod.series.clear();
+                }
+            }
+        });
+    }
+}

@@ -1,13 +1,7 @@
 //! Compiled HTTP route tables: from `HttpTable` as the controller sent it to what a request is
 //! held against. The controller has put the matches in order, so the first that holds wins. Pure.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use weft_api::config::{self, AppProtocol};
@@ -16,10 +10,11 @@ use super::{
     filter::Filters,
     matching::{Match, PathMatch, RequestHead},
 };
-use crate::model::ServiceName;
-
-/// 2^64 divided by the golden ratio: see [`Rule::choose`].
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+use crate::{
+    balance::Weighted,
+    model::RouteRef,
+    state::{Backend, BackendTarget},
+};
 
 /// A compiled table of one Service port.
 #[derive(Debug)]
@@ -43,11 +38,11 @@ pub struct Selected<'a> {
 #[derive(Debug)]
 pub struct Rule {
     /// The route and rule, for metrics and logs.
-    pub route: Arc<config::RouteRef>,
+    pub route: Arc<RouteRef>,
     /// Filters for every backend.
     pub filters: Filters,
     /// Where requests go, by weight.
-    pub backends: Box<[WeightedBackend]>,
+    pub backends: Box<[HttpBackend]>,
     /// For the whole exchange with the client.
     pub request_timeout: Option<Duration>,
     /// For one exchange with a backend.
@@ -56,8 +51,7 @@ pub struct Rule {
     pub fixed_response: Option<FixedResponse>,
     /// A GRPCRoute's rule.
     pub grpc: bool,
-    total_weight: u64,
-    sequence: AtomicU64,
+    weights: Weighted,
 }
 
 /// An answer that the proxy makes by itself.
@@ -71,34 +65,13 @@ pub struct FixedResponse {
 
 /// A backendRef.
 #[derive(Debug)]
-pub struct WeightedBackend {
-    /// Its share of the sum of weights.
-    pub weight: u32,
+pub struct HttpBackend {
     /// Where to.
     pub target: BackendTarget,
     /// Filters for this backend, after the rule's.
     pub filters: Filters,
     /// HTTP/2 with prior knowledge is spoken to it, else HTTP/1.1.
     pub http2: bool,
-}
-
-/// Where a backendRef points.
-#[derive(Debug)]
-pub enum BackendTarget {
-    /// A Service port.
-    Service {
-        /// `<namespace>/<name>`.
-        name: ServiceName,
-        /// Port.
-        port: u16,
-    },
-    /// It does not resolve.
-    Invalid {
-        /// The condition's reason.
-        reason: Box<str>,
-        /// What exactly.
-        message: Box<str>,
-    },
 }
 
 // === impl HttpRoutes ===
@@ -187,7 +160,7 @@ impl Rule {
         let backends = from
             .backends
             .iter()
-            .map(WeightedBackend::compile)
+            .map(HttpBackend::compile)
             .collect::<Result<Box<[_]>, _>>()?;
         let duration = |ms: u64| (ms != 0).then(|| Duration::from_millis(ms));
         let fixed_response = from
@@ -206,61 +179,29 @@ impl Rule {
             })
             .transpose()?;
         Ok(Self {
-            route: Arc::new(from.route.clone().unwrap_or_default()),
+            route: Arc::new(from.route.as_ref().ok_or("it has no route")?.into()),
             filters: Filters::compile(&from.filters)?,
-            total_weight: backends.iter().map(|it| u64::from(it.weight)).sum(),
+            weights: Weighted::new(from.backends.iter().map(|it| it.weight)),
             backends,
             request_timeout: duration(from.request_timeout_ms),
             backend_request_timeout: duration(from.backend_request_timeout_ms),
             fixed_response,
             grpc: from.grpc,
-            // Proxies must not all begin with the same backend.
-            sequence: AtomicU64::new(rand::random()),
         })
     }
 
-    /// The backend for one request; none if all weights are zero.
-    ///
-    /// Backends share the unit interval by weight, and requests step through it by the golden
-    /// ratio: each prefix of the sequence is spread evenly (off by O(log n) requests after n,
-    /// where random choice is off by O(√n)), and so is every regular part of it, such as each
-    /// second request.
-    pub fn choose(&self) -> Option<&WeightedBackend> {
-        if let [only] = &*self.backends {
-            return (only.weight != 0).then_some(only);
-        }
-        let step = self.sequence.fetch_add(GOLDEN, Ordering::Relaxed);
-        // Exact: the product is below 2^128, its upper half below the total.
-        let mut point = ((u128::from(step) * u128::from(self.total_weight)) >> 64) as u64;
-        self.backends.iter().find(|it| {
-            let weight = u64::from(it.weight);
-            let found = point < weight;
-            point = point.wrapping_sub(weight);
-            found
-        })
+    /// The backend for one request; none if no backend has weight.
+    pub fn choose(&self) -> Option<&HttpBackend> {
+        self.weights.choose().map(|at| &self.backends[at])
     }
 }
 
-// === impl WeightedBackend ===
+// === impl HttpBackend ===
 
-impl WeightedBackend {
+impl HttpBackend {
     fn compile(from: &config::Backend) -> Result<Self, String> {
-        use config::backend::Target;
-        let target = match from.target.as_ref() {
-            Some(Target::Service(to)) => BackendTarget::Service {
-                name: to.service.as_str().into(),
-                port: u16::try_from(to.port)
-                    .map_err(|_| format!("backend {} names port {}", to.service, to.port))?,
-            },
-            Some(Target::Invalid(why)) => BackendTarget::Invalid {
-                reason: why.reason.as_str().into(),
-                message: why.message.as_str().into(),
-            },
-            None => return Err("a backend has no target".into()),
-        };
         Ok(Self {
-            weight: from.weight,
-            target,
+            target: Backend::parse(from)?.target,
             filters: Filters::compile(&from.filters)?,
             http2: from.protocol() == AppProtocol::H2c,
         })

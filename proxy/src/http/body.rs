@@ -1,0 +1,298 @@
+//! The bodies that flow between the two connections of an exchange. Neither is ever collected: a
+//! frame is asked for only when the other side has room for it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::{sync::oneshot, time::Sleep};
+
+use super::exchange::{Exchange, Outcome};
+
+/// Why a body broke off.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The response took longer than its rule allows.
+#[derive(Debug, thiserror::Error)]
+#[error("the response took longer than the route's timeout")]
+pub struct ResponseTimeout;
+
+// === Requests ===
+
+/// A request's body on its way to the backend.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// None: there is no body.
+    incoming: Option<Incoming>,
+    counter: Option<Arc<AtomicU64>>,
+    gate: Option<Box<Gate>>,
+}
+
+/// Holds a body back until the backend has answered `100 Continue`, or patience is over.
+#[derive(Debug)]
+struct Gate {
+    opened: oneshot::Receiver<()>,
+    /// The backend gave its final answer instead: it does not want the body.
+    refused: bool,
+    /// Resolves when the exchange is over.
+    over: oneshot::Receiver<()>,
+    patience: Pin<Box<Sleep>>,
+}
+
+/// The backend answered without having asked for the body.
+#[derive(Debug, thiserror::Error)]
+#[error("the backend did not want the request's body")]
+pub struct Unwanted;
+
+impl RequestBody {
+    /// Counts the body's bytes with `counter`.
+    pub fn new(incoming: Incoming, counter: Option<Arc<AtomicU64>>) -> Self {
+        Self {
+            incoming: Some(incoming),
+            counter,
+            gate: None,
+        }
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self {
+            incoming: None,
+            counter: None,
+            gate: None,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.incoming.is_none()
+    }
+
+    /// The body is held back until `opened` resolves or `patience` is over; if `opened` is dropped
+    /// it is given up when `over` resolves.
+    pub fn hold(
+        &mut self,
+        opened: oneshot::Receiver<()>,
+        over: oneshot::Receiver<()>,
+        patience: Sleep,
+    ) {
+        self.gate = Some(Box::new(Gate {
+            opened,
+            refused: false,
+            over,
+            patience: Box::pin(patience),
+        }));
+    }
+}
+
+impl Gate {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwanted>> {
+        if !self.refused {
+            match self.opened.poll_unpin(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(_)) => self.refused = true,
+                Poll::Pending => return self.patience.poll_unpin(cx).map(Ok),
+            }
+        }
+        self.over.poll_unpin(cx).map(|_| Err(Unwanted))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(gate) = &mut this.gate {
+            if let Err(unwanted) = ready!(gate.poll(cx)) {
+                return Poll::Ready(Some(Err(Box::new(unwanted))));
+            }
+            this.gate = None;
+        }
+        let Some(incoming) = &mut this.incoming else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(incoming).poll_frame(cx));
+        if let (Some(counter), Some(Ok(frame))) = (&this.counter, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            counter.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        Poll::Ready(frame.map(|it| it.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.incoming {
+            Some(incoming) => incoming.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+// === Responses ===
+
+/// A response's body on its way to the client. It ends its exchange: by running dry, by breaking,
+/// or by being dropped because the client is gone.
+#[derive(Debug)]
+pub struct ResponseBody {
+    source: Source,
+    exchange: Option<Box<Exchange>>,
+}
+
+/// Where a response's body comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Made here; `None` once it is sent.
+    Own(Option<Bytes>),
+    /// An HTTP/1.1 backend.
+    Http1(Incoming),
+    /// An HTTP/2 backend.
+    Http2 {
+        /// The stream.
+        stream: h2::RecvStream,
+        /// All data has been read; trailers may follow.
+        data_done: bool,
+    },
+}
+
+impl ResponseBody {
+    /// A body and the exchange that it ends.
+    pub fn new(source: Source, exchange: Box<Exchange>) -> Self {
+        Self {
+            source,
+            exchange: Some(exchange),
+        }
+    }
+
+    /// No body, and no exchange that ends with it.
+    pub fn none() -> Self {
+        Self {
+            source: Source::Own(None),
+            exchange: None,
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish(outcome);
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        let outcome = if self.source.is_end_stream() {
+            Outcome::Complete
+        } else {
+            Outcome::ClientGone
+        };
+        self.finish(outcome);
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(exchange) = &mut this.exchange
+            && exchange.poll_timeout(cx).is_ready()
+        {
+            this.finish(Outcome::Timeout);
+            return Poll::Ready(Some(Err(Box::new(ResponseTimeout))));
+        }
+        let frame = ready!(this.source.poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(exchange) = &mut this.exchange {
+                    exchange.sent(frame);
+                }
+            }
+            Some(Err(_)) => this.finish(Outcome::BackendBroke),
+            None => this.finish(Outcome::Complete),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Own(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |it| it.len() as u64))
+            }
+            Source::Http1(incoming) => incoming.size_hint(),
+            // The content-length header says it, if anybody knows.
+            Source::Http2 { .. } => SizeHint::default(),
+        }
+    }
+}
+
+impl Source {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2 { stream, .. } => stream.is_end_stream(),
+        }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|it| Ok(Frame::data(it)))),
+            Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Http2 { stream, data_done } => {
+                if !*data_done {
+                    match ready!(stream.poll_data(cx)) {
+                        Some(Ok(data)) => {
+                            // Given back as the client takes it, so that the client's pace is the
+                            // backend's.
+                            let released = stream.flow_control().release_capacity(data.len());
+                            return Poll::Ready(Some(match released {
+                                Ok(()) => Ok(Frame::data(data)),
+                                Err(error) => Err(error.into()),
+                            }));
+                        }
+                        // The backend wants no more of the request, and has said all it had to.
+                        Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
+                            *data_done = true;
+                            return Poll::Ready(None);
+                        }
+                        Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                        None => *data_done = true,
+                    }
+                }
+                match ready!(stream.poll_trailers(cx)) {
+                    Ok(trailers) => Poll::Ready(trailers.map(|it| Ok(Frame::trailers(it)))),
+                    Err(error) => Poll::Ready(Some(Err(error.into()))),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Serving one captured connection: a client's stream flows in, its requests go to the session,
+//! HTTP/1.1 or HTTP/2 as the client speaks it, until it closes or the proxy drains.
+
+use std::{convert::Infallible, pin::pin, sync::Arc};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{io::AsyncWriteExt, time};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    HttpLimits,
+    downstream::{Downstream, Spoken},
+    session::Session,
+};
+use crate::io::Io;
+
+/// Frames to clients: what most read at once.
+const FRAME: u32 = 16 * 1024;
+
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Why serving a connection ended out of order.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The client's connection broke.
+    #[error("the client's connection broke: {0}")]
+    Io(#[from] std::io::Error),
+    /// What the client sent is not HTTP, or its connection broke.
+    #[error("HTTP with the client ended: {0}")]
+    Http(#[from] hyper::Error),
+    /// The client sent part of a head and no more.
+    #[error("the client did not complete a request's head within {0:?}")]
+    SlowHead(std::time::Duration),
+}
+
+impl HttpError {
+    /// A bounded word for metrics and logs.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "client_io",
+            Self::Http(error) if error.is_parse() => "malformed_http",
+            Self::Http(_) => "client_broken",
+            Self::SlowHead(_) => "slow_head",
+        }
+    }
+}
+
+/// Serves a client until its connection ends.
+pub(super) async fn serve(
+    io: impl Io + 'static,
+    session: Arc<Session>,
+    limits: &HttpLimits,
+    drain: CancellationToken,
+) -> Result<(), HttpError> {
+    let slow = HttpError::SlowHead(limits.header_read_timeout);
+    let mut looks = looks(limits);
+    let (downstream, spoken) = {
+        let mut detect = pin!(Downstream::detect(io, Arc::clone(session.phase())));
+        loop {
+            tokio::select! {
+                found = &mut detect => break found?,
+                () = drain.cancelled() => return Ok(()),
+                _ = looks.tick() => {
+                    if session.phase().is_slow(limits.header_read_timeout) {
+                        return Err(slow);
+                    }
+                }
+            }
+        }
+    };
+    match spoken {
+        Spoken::Nothing => Ok(()),
+        Spoken::Http1 => serve_http1(downstream, session, limits, drain, looks).await,
+        Spoken::Http2 => serve_http2(downstream, session, limits, drain).await,
+    }
+}
+
+/// A slow head is found between once and one and a half times its limit.
+fn looks(limits: &HttpLimits) -> time::Interval {
+    let mut looks = time::interval(limits.header_read_timeout / 2);
+    looks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    looks
+}
+
+async fn serve_http1<I: Io + 'static>(
+    downstream: Downstream<I>,
+    session: Arc<Session>,
+    limits: &HttpLimits,
+    drain: CancellationToken,
+    mut looks: time::Interval,
+) -> Result<(), HttpError> {
+    let served = Arc::clone(&session);
+    let service = service_fn(move |request| {
+        let session = Arc::clone(&served);
+        async move { Ok::<_, Infallible>(session.handle(request).await) }
+    });
+    let mut connection = http1::Builder::new()
+        .max_buf_size(limits.header_bytes)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(downstream), service)
+        .with_upgrades();
+    let mut patience = pin!(None::<time::Sleep>);
+    loop {
+        tokio::select! {
+            // A connection that just answers requests is polled first, and mostly alone.
+            biased;
+            ended = &mut connection => return Ok(ended?),
+            () = drain.cancelled(), if patience.is_none() => {
+                session.drain();
+                patience.set(Some(time::sleep(limits.drain_idle)));
+            }
+            () = over(patience.as_mut().as_pin_mut()) => {
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                return Ok(connection.await?);
+            }
+            _ = looks.tick() => {
+                if session.phase().is_slow(limits.header_read_timeout) {
+                    if let Some(parts) = connection.into_parts() {
+                        // As far as the socket takes it; the client does not deserve a wait.
+                        let mut io = parts.io.into_inner();
+                        let told = async {
+                            io.write_all(TOO_SLOW).await?;
+                            io.shutdown().await
+                        };
+                        time::timeout(limits.drain_idle, told).await.ok();
+                    }
+                    return Err(HttpError::SlowHead(limits.header_read_timeout));
+                }
+            }
+        }
+    }
+}
+
+async fn over(sleep: Option<std::pin::Pin<&mut time::Sleep>>) {
+    match sleep {
+        Some(sleep) => sleep.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn serve_http2<I: Io + 'static>(
+    downstream: Downstream<I>,
+    session: Arc<Session>,
+    limits: &HttpLimits,
+    drain: CancellationToken,
+) -> Result<(), HttpError> {
+    let service = service_fn(move |request| {
+        let session = Arc::clone(&session);
+        async move { Ok::<_, Infallible>(session.handle(request).await) }
+    });
+    let mut connection = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(limits.client_stream_window)
+            .initial_connection_window_size(limits.client_connection_window)
+            .max_concurrent_streams(limits.client_streams)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .max_frame_size(FRAME)
+            .max_send_buf_size(limits.send_buffer)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(downstream), service)
+    );
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return Ok(ended?),
+        () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}

@@ -1,0 +1,142 @@
+//! The requests of one client connection: each flows in from the client's side of HTTP, is
+//! routed by the table in force at that moment, and its response flows back out.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http::{HeaderValue, Method, Request, Response, Version, header::CONNECTION};
+use hyper::body::Incoming;
+
+use super::{
+    PodHttp,
+    body::{ResponseBody, Source},
+    downstream::Phase,
+    exchange::Exchange,
+    reply::Failure,
+};
+use crate::{
+    model::{Client, RouteRef, Service, ServicePort, Workload},
+    state::State,
+    telemetry::{Requests, Telemetry},
+};
+
+/// One client connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) pod: Arc<PodHttp>,
+    client: Client,
+    service: Arc<Service>,
+    pub(super) port: ServicePort,
+    original_dst: SocketAddr,
+    phase: Arc<Phase>,
+    draining: AtomicBool,
+}
+
+impl Session {
+    pub(super) fn new(
+        pod: Arc<PodHttp>,
+        client: Client,
+        service: Arc<Service>,
+        port: ServicePort,
+        original_dst: SocketAddr,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            pod,
+            client,
+            service,
+            port,
+            original_dst,
+            phase: Phase::new(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    pub(super) fn original_dst(&self) -> SocketAddr {
+        self.original_dst
+    }
+
+    pub(super) fn phase(&self) -> &Arc<Phase> {
+        &self.phase
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.pod.state
+    }
+
+    pub(super) fn telemetry(&self) -> &Telemetry {
+        &self.pod.telemetry
+    }
+
+    pub(super) fn requests(
+        &self,
+        route: Option<&Arc<RouteRef>>,
+        workload: Option<&Arc<Workload>>,
+    ) -> Arc<Requests> {
+        self.pod.series.get(
+            &self.pod.telemetry,
+            &self.client,
+            &self.service,
+            route,
+            workload,
+        )
+    }
+
+    /// From now on each response over HTTP/1 is its connection's last.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers one request.
+    pub(super) async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        self.phase.request();
+        let http1 = request.version() != Version::HTTP_2;
+        let head = *request.method() == Method::HEAD;
+        let mut grpc = super::hop::is_grpc(request.headers());
+        let (response, close) = match self.forward(request, &mut grpc).await {
+            Ok(response) => (response, false),
+            Err((mut exchange, failure)) => {
+                if failure.label == "malformed_request" {
+                    let protocol = if http1 { "http/1.1" } else { "h2" };
+                    let reason = failure.label;
+                    self.telemetry().http_protocol_error(protocol, reason);
+                }
+                let response = failure.response(grpc, head);
+                exchange.answered_here(response.status().as_u16(), Some(failure.label));
+                (end(response, exchange), failure.close)
+            }
+        };
+        let mut response = response;
+        if http1 && (close || self.draining.load(Ordering::Relaxed)) {
+            // Nothing follows a 101 in HTTP anyway.
+            if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+        }
+        response
+    }
+}
+
+/// A request that failed: what is known of it, and the answer.
+pub(super) type Failed = (Box<Exchange>, Failure);
+
+/// Binds a response to the exchange that ends with it.
+pub(super) fn end(response: Response<Source>, exchange: Box<Exchange>) -> Response<ResponseBody> {
+    response.map(|source| ResponseBody::new(source, exchange))
+}
