@@ -1,1 +1,7 @@
-//! Tests.
+//! Tests of the choices.
+
+mod ewma;
+mod health;
+mod load;
+mod p2c;
+mod weighted;
