@@ -4,16 +4,27 @@
 
 pub mod admin;
 pub mod balance;
+pub mod connector;
 pub mod controller;
 pub mod copy;
+pub mod flags;
+pub mod handover;
+pub mod hbone;
 pub mod http;
+pub mod identity;
+pub mod inbound;
 pub mod io;
 pub mod model;
 pub mod netns;
+pub mod outbound;
+pub mod pages;
+pub mod pods;
 pub mod prefixed;
+pub mod report;
 pub mod settings;
 pub mod sniff;
 pub mod socket;
 pub mod state;
 pub mod telemetry;
+pub mod trust;
 pub mod xds;

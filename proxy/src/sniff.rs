@@ -40,7 +40,7 @@ pub enum Verdict {
 
 /// Whether a connection that starts with `bytes` is HTTP.
 pub fn http(bytes: &[u8]) -> Verdict {
-    let starts = std::iter::once(&PREFACE[..]).chain(METHODS);
+    let starts = std::iter::once(PREFACE).chain(METHODS);
     let mut verdict = Verdict::Other;
     for start in starts {
         if bytes.starts_with(start) {

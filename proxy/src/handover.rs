@@ -1,0 +1,240 @@
+//! The agent's side of pods. In flow pods with their descriptors and what becomes of them; out
+//! flow acknowledgements, each once the pod is really served, drained or gone.
+//!
+//! While the agent is away all goes on as it is; when it is back it sends everything again, and
+//! what it no longer has is dropped at the end of that.
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use weft_api::handover::{
+    Ack, AddPod, DrainPod, Drained, FromAgent, FromProxy, Hello, ListenerKind, UpdatePod,
+    from_agent, from_proxy,
+};
+use weft_handover::{Connection, HandoverError};
+
+use crate::{
+    admin::Condition,
+    pods::{Info, Pod, PodError, Pods},
+    state::{Kind, State},
+};
+
+/// The protocol that is spoken here.
+const PROTOCOL: u32 = 1;
+/// First wait until the agent is dialled again, and the longest: it is on this node, and pods
+/// wait for it.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(3);
+
+/// The client of the agent. [`Handover::run`] is its life; it belongs on the data path's
+/// runtime, where the pods' sockets are to be served.
+pub struct Handover {
+    /// The agent's socket.
+    pub path: PathBuf,
+    /// Where pods go.
+    pub pods: Arc<Pods>,
+    /// The configuration, for the trust domain.
+    pub state: Arc<State>,
+    /// How long the first pod waits for the trust domain.
+    pub patience: Duration,
+    /// Tells this process from its predecessor.
+    pub incarnation: String,
+    /// Holds once the agent has sent all of its pods.
+    pub received: Condition,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Socket(#[from] HandoverError),
+    #[error("the agent closed the connection")]
+    Closed,
+    #[error("the trust domain has changed, so every pod has another identity")]
+    TrustDomain,
+}
+
+impl Handover {
+    /// Dials the agent and serves its pods, again and again, until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.sessions() => {}
+        }
+    }
+
+    async fn sessions(&self) {
+        // Identities need the trust domain. It is there at once, but at a node's very first start.
+        let _ = tokio::time::timeout(self.patience, self.configured()).await;
+        let mut backoff = FIRST_BACKOFF;
+        let mut told = false;
+        loop {
+            let ended = match Connection::connect(&self.path).await {
+                Ok(connection) => {
+                    tracing::info!(socket = %self.path.display(), "connected to the agent");
+                    (backoff, told) = (FIRST_BACKOFF, false);
+                    let Err(ended) = self.session(Arc::new(connection)).await;
+                    ended
+                }
+                Err(error) => error.into(),
+            };
+            if !told {
+                tracing::warn!(%ended, "no agent: pods that are served stay served");
+                told = true;
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        }
+    }
+
+    async fn configured(&self) {
+        let mut changes = self.state.subscribe();
+        while self.state.count(Kind::MeshConfig) == 0 && changes.changed().await.is_ok() {}
+    }
+
+    async fn session(
+        &self,
+        connection: Arc<Connection>,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: self.incarnation.clone(),
+        };
+        send(&connection, from_proxy::Message::Hello(hello)).await?;
+        let trust_domain = Arc::clone(&self.state.mesh().trust_domain);
+        let mut changes = self.state.subscribe();
+        let mut sent = HashSet::new();
+        loop {
+            let received = tokio::select! {
+                received = connection.recv::<FromAgent>() => received?,
+                Ok(()) = changes.changed() => {
+                    if self.state.mesh().trust_domain != trust_domain {
+                        return Err(Ended::TrustDomain);
+                    }
+                    continue;
+                }
+            };
+            let (message, descriptors) = received.ok_or(Ended::Closed)?;
+            let seq = message.seq;
+            let outcome = match message.message {
+                Some(from_agent::Message::Add(add)) => {
+                    match self.add(add, descriptors, &mut sent) {
+                        Ok(pod) => {
+                            // The next message must not wait for this pod's certificate.
+                            let connection = Arc::clone(&connection);
+                            tokio::spawn(async move {
+                                let ready = pod.ready().await;
+                                acknowledge(&connection, seq, ready).await
+                            });
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Some(from_agent::Message::Update(update)) => self.update(update),
+                Some(from_agent::Message::Drain(drain)) => {
+                    self.drain(&connection, &drain);
+                    Ok(())
+                }
+                Some(from_agent::Message::Remove(remove)) => {
+                    sent.remove(&remove.sandbox);
+                    self.pods.remove(&remove.sandbox);
+                    Ok(())
+                }
+                Some(from_agent::Message::SnapshotSent(_)) => {
+                    self.pods.retain(|sandbox| sent.contains(sandbox));
+                    self.received.ready();
+                    Ok(())
+                }
+                None => Err(PodError::Invalid {
+                    pod: "?".to_owned(),
+                    reason: "the message is unknown here: is the agent newer than this proxy?"
+                        .to_owned(),
+                }),
+            };
+            acknowledge(&connection, seq, outcome).await;
+        }
+    }
+
+    fn add(
+        &self,
+        add: AddPod,
+        descriptors: Vec<std::os::fd::OwnedFd>,
+        sent: &mut HashSet<String>,
+    ) -> Result<Arc<Pod>, PodError> {
+        let kinds: Vec<ListenerKind> = add.listeners().collect();
+        let info = Info::parse(add.pod.unwrap_or_default())?;
+        let mut descriptors = descriptors.into_iter();
+        let Some(netns) = descriptors
+            .next()
+            .filter(|_| descriptors.len() == kinds.len())
+        else {
+            return Err(PodError::Invalid {
+                pod: format!("{}/{}", info.namespace, info.name),
+                reason: format!(
+                    "a network namespace and {} listeners should come with it",
+                    kinds.len()
+                ),
+            });
+        };
+        let listeners = kinds.into_iter().zip(descriptors).collect();
+        let sandbox = info.sandbox.clone();
+        let pod = self.pods.add(info, netns, listeners)?;
+        sent.insert(sandbox);
+        Ok(pod)
+    }
+
+    fn update(&self, update: UpdatePod) -> Result<(), PodError> {
+        let info = Info::parse(update.pod.unwrap_or_default())?;
+        match self.pods.get(&info.sandbox) {
+            Some(pod) => {
+                pod.update(info);
+                Ok(())
+            }
+            None => Err(PodError::Invalid {
+                pod: format!("{}/{}", info.namespace, info.name),
+                reason: "it was never added".to_owned(),
+            }),
+        }
+    }
+
+    fn drain(&self, connection: &Arc<Connection>, drain: &DrainPod) {
+        let pod = self.pods.get(&drain.sandbox);
+        let sandbox = drain.sandbox.clone();
+        let limit = Duration::from_millis(drain.timeout_ms);
+        let connection = Arc::clone(connection);
+        tokio::spawn(async move {
+            if let Some(pod) = pod {
+                pod.start_draining();
+                if tokio::time::timeout(limit, pod.drained()).await.is_err() {
+                    tracing::info!(pod = %pod.name(), open = pod.open(), "connections are closed at the end of the drain time");
+                }
+                pod.stop();
+            }
+            let drained = from_proxy::Message::Drained(Drained { sandbox });
+            // Fails only if the agent has gone; it will ask again.
+            let _ = send(&connection, drained).await;
+        });
+    }
+}
+
+async fn acknowledge(connection: &Connection, seq: u64, outcome: Result<(), PodError>) {
+    let error = match outcome {
+        Ok(()) => String::new(),
+        Err(error) => {
+            tracing::warn!(%error, "pod");
+            error.to_string()
+        }
+    };
+    let ack = from_proxy::Message::Ack(Ack { seq, error });
+    // Fails only if the agent has gone; it will send everything again.
+    let _ = send(connection, ack).await;
+}
+
+async fn send(connection: &Connection, message: from_proxy::Message) -> Result<(), HandoverError> {
+    let message = FromProxy {
+        message: Some(message),
+    };
+    connection.send(&message, &[]).await
+}

@@ -1,0 +1,345 @@
+//! The tunnels of one pod. In flow a destination (address and identity) and where its
+//! application listens; out flow open CONNECTs.
+//!
+//! A pool belongs to one pod, so that no two pods share a tunnel: the far application sees its
+//! client's address. No lock is held while waiting. All who want a destination to which there
+//! is no room share one handshake, and all learn if it failed.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Weak},
+};
+
+use foldhash::{HashMap, HashMapExt};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weft_certs::{BundleSource, SpiffeId, SvidSource, tls};
+
+use super::{
+    End, Usage,
+    connect::{Driver, Failure, Tunnel},
+    stream::TunnelStream,
+    watch as watch_tunnel,
+};
+use crate::{
+    io::ConnectError,
+    netns::Netns,
+    report::{Failure as Reported, Report},
+    settings::Settings,
+    socket::{self, Source},
+    telemetry::{GaugeGuard, Side},
+};
+
+/// Tunnels that turn out to be closing, one after the other, until a CONNECT gives up: a peer
+/// that drains several at once.
+const CLOSING_TUNNELS: usize = 5;
+
+/// One end to dial, and who must be there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// The pod's own address to dial from.
+    pub source: Option<IpAddr>,
+    /// Where HBONE is spoken.
+    pub address: SocketAddr,
+    /// Who must be there.
+    pub identity: SpiffeId,
+}
+
+/// What `/tunnels` shows of one destination.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PoolStats {
+    /// Where the tunnels go.
+    pub address: SocketAddr,
+    /// Who is there.
+    pub identity: String,
+    /// Open streams of each tunnel.
+    pub streams: Vec<usize>,
+}
+
+/// The tunnels of one pod.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    netns: Netns,
+    identity: SpiffeId,
+    svid: Arc<dyn SvidSource>,
+    bundle: Arc<dyn BundleSource>,
+    settings: Settings,
+    report: Report,
+    /// The pod is gone: every tunnel ends at once.
+    kill: CancellationToken,
+    destinations: Mutex<HashMap<Destination, Tunnels>>,
+}
+
+#[derive(Default)]
+struct Tunnels {
+    open: Vec<Arc<Tunnel>>,
+    /// The handshake under way.
+    connecting: Option<watch::Receiver<Option<Result<(), ConnectError>>>>,
+}
+
+enum Lease {
+    Tunnel(Arc<Tunnel>, StreamGuard),
+    Wait(watch::Receiver<Option<Result<(), ConnectError>>>),
+}
+
+/// Counts one stream of a tunnel until it is dropped.
+#[derive(Debug)]
+pub struct StreamGuard(Arc<Usage>);
+
+impl StreamGuard {
+    /// For a stream that `usage` has counted.
+    pub(super) fn new(usage: Arc<Usage>) -> Self {
+        Self(usage)
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+impl Pool {
+    /// An empty pool of a pod in `netns` whose identity is `identity`.
+    pub fn new(
+        netns: Netns,
+        identity: SpiffeId,
+        svid: Arc<dyn SvidSource>,
+        bundle: Arc<dyn BundleSource>,
+        settings: Settings,
+        report: Report,
+        kill: CancellationToken,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                netns,
+                identity,
+                svid,
+                bundle,
+                settings,
+                report,
+                kill,
+                destinations: Mutex::new(HashMap::new()),
+            }),
+        }
+    }
+
+    /// A stream to the application at `to`, through a tunnel to `destination`. The caller bounds
+    /// the time.
+    pub async fn open(
+        &self,
+        destination: &Destination,
+        to: SocketAddr,
+    ) -> Result<TunnelStream<StreamGuard>, ConnectError> {
+        let mut closing = 0;
+        loop {
+            match self.inner.lease(destination)? {
+                Lease::Tunnel(tunnel, guard) => match tunnel.connect(to).await {
+                    Ok((send, recv)) => return Ok(TunnelStream::new(send, recv, guard)),
+                    Err(Failure::Final(error)) => return Err(error),
+                    Err(Failure::NotSent) => {
+                        closing += 1;
+                        if closing >= CLOSING_TUNNELS {
+                            return Err(ConnectError::TunnelBroken(
+                                destination.address,
+                                "every tunnel was about to close".to_owned(),
+                            ));
+                        }
+                    }
+                },
+                Lease::Wait(mut done) => {
+                    let result = match done.wait_for(Option::is_some).await {
+                        Ok(result) => result.clone(),
+                        Err(_) => None,
+                    };
+                    result.unwrap_or_else(|| {
+                        Err(ConnectError::TunnelBroken(
+                            destination.address,
+                            "the handshake was given up".to_owned(),
+                        ))
+                    })?;
+                }
+            }
+        }
+    }
+
+    /// The tunnels that are open.
+    pub fn stats(&self) -> Vec<PoolStats> {
+        let destinations = self.inner.destinations.lock();
+        destinations
+            .iter()
+            .map(|(destination, tunnels)| PoolStats {
+                address: destination.address,
+                identity: destination.identity.as_str().to_owned(),
+                streams: tunnels
+                    .open
+                    .iter()
+                    .map(|tunnel| tunnel.usage.open_streams())
+                    .collect(),
+            })
+            .collect()
+    }
+}
+
+impl Inner {
+    /// A place in an open tunnel, or the handshake to wait for.
+    fn lease(self: &Arc<Self>, destination: &Destination) -> Result<Lease, ConnectError> {
+        let mut destinations = self.destinations.lock();
+        let tunnels = match destinations.get_mut(destination) {
+            Some(tunnels) => tunnels,
+            None => destinations.entry(destination.clone()).or_default(),
+        };
+        tunnels.open.retain(|tunnel| !tunnel.usage.is_closed());
+        // The first with room: streams gather in few tunnels, and the others fall idle.
+        if let Some(tunnel) = tunnels.open.iter().find(|tunnel| tunnel.acquire()) {
+            let guard = StreamGuard::new(Arc::clone(&tunnel.usage));
+            return Ok(Lease::Tunnel(Arc::clone(tunnel), guard));
+        }
+        if let Some(connecting) = &tunnels.connecting
+            && connecting.has_changed().is_ok()
+        {
+            return Ok(Lease::Wait(connecting.clone()));
+        }
+        if tunnels.open.len() >= self.settings.tunnels_per_destination {
+            return Err(ConnectError::Limit("tunnels to one destination"));
+        }
+        let (done, connecting) = watch::channel(None);
+        tunnels.connecting = Some(connecting.clone());
+        // A task of its own: whoever asked first may go away without failing the others.
+        tokio::spawn(Arc::clone(self).establish(destination.clone(), done));
+        Ok(Lease::Wait(connecting))
+    }
+
+    async fn establish(
+        self: Arc<Self>,
+        destination: Destination,
+        done: watch::Sender<Option<Result<(), ConnectError>>>,
+    ) {
+        let result = tokio::select! {
+            result = self.handshake(&destination) => result,
+            () = self.kill.cancelled() => Err(ConnectError::TunnelBroken(
+                destination.address,
+                "the client pod is gone".to_owned(),
+            )),
+        };
+        let reported = result.as_ref().map(drop).map_err(Clone::clone);
+        self.report.handshake(
+            Side::Client,
+            destination.address,
+            reported.map_err(Reported::from),
+        );
+        let result = {
+            let mut destinations = self.destinations.lock();
+            let tunnels = destinations.entry(destination.clone()).or_default();
+            tunnels.connecting = None;
+            match result {
+                Ok((tunnel, driver)) => {
+                    tokio::spawn(drive(
+                        driver,
+                        Arc::downgrade(&self),
+                        destination,
+                        Arc::clone(&tunnel.usage),
+                        self.settings,
+                        self.report.telemetry().tunnel_opened(Side::Client),
+                        self.kill.clone(),
+                    ));
+                    tunnels.open.push(Arc::new(tunnel));
+                    Ok(())
+                }
+                Err(error) => {
+                    if tunnels.open.is_empty() {
+                        destinations.remove(&destination);
+                    }
+                    Err(error)
+                }
+            }
+        };
+        done.send_replace(Some(result));
+    }
+
+    async fn handshake(&self, to: &Destination) -> Result<(Tunnel, Driver), ConnectError> {
+        if self.svid.svid().is_none() {
+            return Err(ConnectError::NoCertificate(
+                self.identity.as_str().to_owned(),
+            ));
+        }
+        let source = to.source.map_or(Source::Any, Source::Local);
+        let tls = tls::client_config(
+            Arc::clone(&self.svid),
+            Arc::clone(&self.bundle),
+            [to.identity.clone()],
+        )
+        .map_err(|error| ConnectError::Io(to.address, error.to_string()))?;
+        let tcp = socket::connect(&self.netns, source, to.address, self.settings.connect).await?;
+        let streams = self.settings.streams as usize;
+        tokio::time::timeout(
+            self.settings.handshake,
+            Tunnel::establish(tcp, tls, &to.identity, streams),
+        )
+        .await
+        .unwrap_or(Err(ConnectError::TimedOut(to.address)))
+    }
+
+    fn forget(&self, destination: &Destination, usage: &Arc<Usage>) {
+        let mut destinations = self.destinations.lock();
+        if let Some(tunnels) = destinations.get_mut(destination) {
+            tunnels
+                .open
+                .retain(|tunnel| !Arc::ptr_eq(&tunnel.usage, usage));
+            if tunnels.open.is_empty() && tunnels.connecting.is_none() {
+                destinations.remove(destination);
+            }
+        }
+    }
+}
+
+/// Runs a tunnel until it ends, and takes it out of the pool.
+async fn drive(
+    mut driver: Driver,
+    pool: Weak<Inner>,
+    destination: Destination,
+    usage: Arc<Usage>,
+    settings: Settings,
+    _open: GaugeGuard,
+    kill: CancellationToken,
+) {
+    let pings = driver.ping_pong();
+    let watching = async {
+        match pings {
+            Some(pings) => watch_tunnel(pings, &usage, &settings).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        result = &mut driver => {
+            if let Err(error) = result {
+                tracing::debug!(address = %destination.address, %error, "tunnel broke");
+            }
+            None
+        }
+        end = watching => Some(end),
+        () = kill.cancelled() => None,
+    };
+    usage.close();
+    if let Some(pool) = pool.upgrade() {
+        pool.forget(&destination, &usage);
+    }
+    match ended {
+        // No handle is left, so the connection says good-bye and ends.
+        Some(End::Idle) => {
+            let _ = tokio::time::timeout(settings.handshake, driver).await;
+        }
+        Some(End::Dead) => {
+            tracing::warn!(
+                address = %destination.address,
+                "tunnel does not answer pings, its streams are reset: is the node alive?"
+            );
+        }
+        None => {}
+    }
+}

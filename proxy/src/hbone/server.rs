@@ -1,0 +1,212 @@
+//! The server's end of a tunnel. In flow connections on 15008; out flow, for each CONNECT that
+//! names an address of this pod, a connection to the application from the client's own address.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use tokio::{net::TcpStream, time::timeout};
+use weft_certs::{SpiffeId, tls};
+
+use super::{End, Usage, connect::PROXY_STATUS, pool::StreamGuard, server_builder, stream, watch};
+use crate::{
+    copy::{TcpSide, copy},
+    io::ConnectError,
+    pods::Pod,
+    report::{Failure, Record},
+    settings::is_own_port,
+    socket::{self, Source},
+    telemetry::{Side, Tunnel},
+};
+
+/// Who dialled.
+#[derive(Clone, Debug)]
+struct Peer {
+    address: SocketAddr,
+    identity: SpiffeId,
+}
+
+/// Why a CONNECT was not granted.
+struct Refusal {
+    status: StatusCode,
+    /// RFC 9209 error type, or our own word; bounded, for metrics.
+    error: &'static str,
+    details: String,
+}
+
+/// Serves one inbound tunnel until it ends; `drain` ends it in order.
+pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
+    let address = socket::canonical(address);
+    let settings = pod.settings();
+    let established = timeout(settings.handshake, async {
+        // Many handshakes at once would take the CPU away from what is open.
+        let _permit = pod.handshakes().acquire().await;
+        let stream =
+            pod.acceptor().accept(tcp).await.map_err(
+                |error| match weft_certs::verify::reason_in(&error) {
+                    Some(reason) => Failure::new(reason.label(), reason.to_string()),
+                    None => Failure::new("tls", error.to_string()),
+                },
+            )?;
+        let identity = tls::peer_identity(stream.get_ref().1)
+            .ok_or_else(|| Failure::new("no_identity", "the client showed no SPIFFE identity"))?;
+        let connection = server_builder(settings.streams)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .map_err(|error| Failure::new("http2", error.to_string()))?;
+        Ok((connection, identity))
+    })
+    .await
+    .unwrap_or_else(|_| Err(Failure::new("timeout", "no handshake in time")));
+    let (mut connection, identity) = match established {
+        Ok(established) => established,
+        Err(failure) => {
+            pod.report().handshake(Side::Server, address, Err(failure));
+            return;
+        }
+    };
+    pod.report().handshake(Side::Server, address, Ok(()));
+    let _open = pod.report().telemetry().tunnel_opened(Side::Server);
+    let peer = Peer { address, identity };
+    let usage = Arc::new(Usage::new());
+    let pings = connection.ping_pong();
+    let watching = async {
+        match pings {
+            Some(pings) => watch(pings, &usage, settings).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(watching);
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            next = connection.accept() => match next {
+                Some(Ok((request, respond))) => {
+                    // The limit is HTTP/2's own; what came before GOAWAY is served.
+                    usage.count();
+                    let guard = StreamGuard::new(Arc::clone(&usage));
+                    let tunnel = connect(Arc::clone(&pod), peer.clone(), request, respond, guard);
+                    pod.spawn(tunnel);
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(peer = %peer.address, %error, "tunnel broke");
+                    return;
+                }
+                None => return,
+            },
+            end = &mut watching, if !leaving => match end {
+                End::Idle => {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+                End::Dead => {
+                    tracing::warn!(peer = %peer.address, "tunnel does not answer pings, its streams are reset");
+                    return;
+                }
+            },
+            () = pod.draining(), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+async fn connect(
+    pod: Arc<Pod>,
+    peer: Peer,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    guard: StreamGuard,
+) {
+    let mut record = Record::inbound(peer.address, Tunnel::Hbone);
+    record.source_identity = Some(peer.identity.as_str().into());
+    let opened = open(&pod, &peer, &request, &mut record).await;
+    let tcp = match opened {
+        Ok(tcp) => tcp,
+        Err(refusal) => {
+            record.failed(Failure::new(refusal.error, refusal.details.clone()));
+            pod.report().finished(record);
+            let mut response = Response::new(());
+            *response.status_mut() = refusal.status;
+            let status = format!(
+                "weft; error={}; details=\"{}\"",
+                refusal.error,
+                refusal.details.replace(['"', '\\'], "'")
+            );
+            if let Ok(status) = HeaderValue::from_str(&status) {
+                response.headers_mut().insert(PROXY_STATUS, status);
+            }
+            // Fails only if the client has gone.
+            let _ = respond.send_response(response, true);
+            return;
+        }
+    };
+    pod.report().opened(&mut record);
+    let copied = match respond.send_response(Response::new(()), false) {
+        Ok(send) => {
+            let tunnel = stream::TunnelStream::new(send, request.into_body(), guard);
+            copy(tunnel, TcpSide::new(tcp)).await
+        }
+        Err(error) => {
+            record.failed(Failure::new("client_gone", error.to_string()));
+            socket::reset_on_close(&tcp);
+            Default::default()
+        }
+    };
+    record.copied(copied);
+    pod.report().finished(record);
+}
+
+/// The connection to the application, made before the CONNECT is answered.
+async fn open(
+    pod: &Pod,
+    peer: &Peer,
+    request: &Request<RecvStream>,
+    record: &mut Record,
+) -> Result<TcpStream, Refusal> {
+    if request.method() != Method::CONNECT {
+        return Err(Refusal {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            error: "http_request_error",
+            details: "only CONNECT is served on this port".to_owned(),
+        });
+    }
+    let authority = request
+        .uri()
+        .authority()
+        .map_or("", |authority| authority.as_str());
+    let destination: SocketAddr = authority.parse().map_err(|_| Refusal {
+        status: StatusCode::BAD_REQUEST,
+        error: "http_request_error",
+        details: format!("{authority} is not address:port"),
+    })?;
+    let destination = socket::canonical(destination);
+    record.destination = destination;
+    pod.describe_inbound(record);
+    if !pod.has_address(destination.ip()) || is_own_port(destination.port()) {
+        return Err(Refusal {
+            status: StatusCode::FORBIDDEN,
+            error: "destination_not_served",
+            details: format!("{destination} is not an application of {}", pod.name()),
+        });
+    }
+    socket::connect(
+        pod.netns(),
+        Source::Transparent(peer.address.ip()),
+        destination,
+        pod.settings().connect,
+    )
+    .await
+    .map_err(|error| Refusal {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        error: match &error {
+            ConnectError::Refused(_) => "connection_refused",
+            ConnectError::TimedOut(_) => "connection_timeout",
+            ConnectError::Unreachable(..) => "destination_unavailable",
+            _ => "proxy_internal_error",
+        },
+        details: error.to_string(),
+    })
+}

@@ -1,0 +1,75 @@
+//! Plaintext that reaches a pod. In flow connections that its redirects caught; out they flow to
+//! the application from the client's own address, or are reset where mutual TLS is demanded.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::net::TcpStream;
+
+use crate::{
+    copy::{TcpSide, copy},
+    pods::Pod,
+    report::{Failure, Record},
+    settings::is_own_port,
+    socket::{self, Source},
+    telemetry::Tunnel,
+};
+
+/// Plaintext where mutual TLS is demanded.
+const STRICT: &str = "strict_plaintext";
+
+/// Serves one captured connection until it ends.
+pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    let peer = socket::canonical(peer);
+    let mut record = Record::inbound(peer, Tunnel::Plaintext);
+    match open(&pod, &stream, peer, &mut record).await {
+        Ok(application) => {
+            pod.report().opened(&mut record);
+            let copied = copy(TcpSide::new(stream), TcpSide::new(application)).await;
+            record.copied(copied);
+        }
+        Err(failure) => {
+            if failure.label == STRICT {
+                tracing::info!(client = %peer, reason = failure.reason, "plaintext refused");
+            }
+            socket::reset_on_close(&stream);
+            record.failed(failure);
+        }
+    }
+    pod.report().finished(record);
+}
+
+async fn open(
+    pod: &Pod,
+    stream: &TcpStream,
+    peer: SocketAddr,
+    record: &mut Record,
+) -> Result<TcpStream, Failure> {
+    let destination = socket::original_destination(stream).map_err(|error| {
+        Failure::new(
+            "not_redirected",
+            format!("no original destination: {error}"),
+        )
+    })?;
+    record.destination = destination;
+    pod.describe_inbound(record);
+    if !pod.has_address(destination.ip()) || is_own_port(destination.port()) {
+        let reason = format!("{destination} is not an application of {}", pod.name());
+        return Err(Failure::new("not_served", reason));
+    }
+    if pod.is_strict() {
+        let reason = format!(
+            "{} demands mutual TLS for {destination}: put the client into the mesh, or set weft.dev/mtls: permissive",
+            pod.name()
+        );
+        return Err(Failure::new(STRICT, reason));
+    }
+    let limit = pod.settings().connect;
+    socket::connect(
+        pod.netns(),
+        Source::Transparent(peer.ip()),
+        destination,
+        limit,
+    )
+    .await
+    .map_err(Failure::from)
+}

@@ -1,0 +1,211 @@
+//! weft-proxy: flags and signals flow in, the parts of the data plane are wired together and,
+//! on SIGTERM, brought to an orderly end.
+//!
+//! Two runtimes: the data path's threads do nothing else, so that a burst of configuration,
+//! certificates or scrapes does not delay bytes.
+
+use std::{net::SocketAddr, panic, sync::Arc, time::SystemTime};
+
+use anyhow::Context;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Handle, Runtime},
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use weft_proxy::{
+    admin::{self, Pages, Readiness},
+    controller::Controller,
+    flags::{Flags, LogFormat},
+    handover::Handover,
+    http::HttpLimits,
+    identity::{Identities, ca::ControllerCa, snapshot as keys},
+    model::Locality,
+    netns, pages,
+    pods::{Node, Pods},
+    report::Report,
+    settings::Settings,
+    state::State,
+    telemetry::{AccessLog, Telemetry},
+    trust::MeshTrust,
+    xds,
+};
+
+/// glibc's keeps what it once had: a connection storm would be paid for ever after.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Configuration, certificates and the admin pages are rarely busy, and never at once.
+const CONTROL_THREADS: usize = 2;
+
+type LogFilter = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    weft_certs::tls::install_crypto_provider();
+    let filter = log(flags.log_format)?;
+    // A panic ends its task, and with it one connection: someone should look.
+    panic::set_hook(Box::new(|info| tracing::error!(%info, "panic")));
+    netns::remember_home().context("can't open the proxy's own network namespace")?;
+    raise_descriptor_limit();
+    let control = runtime("control", Some(CONTROL_THREADS))?;
+    let data = runtime("data", flags.workers)?;
+    let result = control.block_on(run(flags, data.handle().clone(), filter));
+    // What is open now was given its time.
+    data.shutdown_background();
+    control.shutdown_background();
+    result
+}
+
+async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let incarnation = format!("{:016x}", rand::random::<u64>());
+    tracing::info!(node = flags.node, incarnation, "starting");
+
+    let log = AccessLog::open(&flags.access_log).context("can't open the access log")?;
+    let telemetry = Telemetry::new(log);
+    let readiness = Readiness::new();
+    let state = State::new(Locality {
+        node: flags.node.as_str().into(),
+        zone: flags.zone.as_str().into(),
+    });
+    let controller = Controller::new(
+        flags.controller.clone(),
+        flags.trust_bundle.clone(),
+        flags.token_file.clone(),
+    );
+    // Without the file nobody is trusted until the configuration names roots.
+    let bundle = controller.trust_bundle().unwrap_or_else(|error| {
+        tracing::warn!(%error, "starting without the trust bundle");
+        Default::default()
+    });
+
+    let control = CancellationToken::new();
+    let configuration = xds::Client {
+        transport: Arc::new(controller.clone()),
+        node: xds::node(&flags.node, &incarnation, &flags.zone),
+        state: Arc::clone(&state),
+        telemetry: Arc::clone(&telemetry),
+        snapshot: Some(
+            xds::snapshot::Snapshot::new(&flags.snapshot_dir)
+                .context("can't make --snapshot-dir")?,
+        ),
+        configured: readiness.condition("configuration", "the controller has not sent it yet"),
+    };
+    let configuration = tokio::spawn(configuration.run(control.clone()));
+
+    let identities = Identities::new(
+        Arc::new(ControllerCa::new(controller)),
+        Some(keys::Snapshot::open(flags.snapshot_dir.join("identities"))?),
+        Arc::clone(&telemetry),
+        Arc::new(SystemTime::now),
+        Handle::current(),
+    );
+    let settings = Settings::default();
+    let pods = Arc::new(Pods::new(Arc::new(Node {
+        state: Arc::clone(&state),
+        settings,
+        http: HttpLimits::default(),
+        report: Report::new(Arc::clone(&telemetry)),
+        bundle: Arc::new(MeshTrust::new(Arc::clone(&state), bundle)),
+        identities,
+    })));
+
+    let metrics = Pages::metrics(Arc::clone(&telemetry));
+    let ready = Pages::ready(Arc::clone(&readiness));
+    for (address, pages) in [
+        (flags.metrics, metrics),
+        (flags.ready, ready),
+        (flags.admin, admin_pages(&state, &pods, filter)),
+    ] {
+        tokio::spawn(admin::serve(listen(address).await?, pages, control.clone()));
+    }
+
+    let handover = Handover {
+        path: flags.handover,
+        pods: Arc::clone(&pods),
+        state,
+        patience: settings.certificate,
+        incarnation,
+        received: readiness.condition("pods", "the agent has not sent them all yet"),
+    };
+    let receiving = CancellationToken::new();
+    let handover = data.spawn(handover.run(receiving.clone()));
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(limit = ?flags.drain_timeout, "draining");
+    let _draining = readiness.condition("draining", "the proxy was told to stop");
+    // New pods are the successor's.
+    receiving.cancel();
+    let _ = handover.await;
+    pods.shut_down(flags.drain_timeout).await;
+    control.cancel();
+    let _ = configuration.await;
+    telemetry.flush_log().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn admin_pages(state: &Arc<State>, pods: &Arc<Pods>, filter: LogFilter) -> Pages {
+    let (shown, tunnels) = (Arc::clone(pods), Arc::clone(pods));
+    Pages::admin(Arc::clone(state))
+        .json("/pods", move || pages::pods(&shown))
+        .json("/tunnels", move || pages::tunnels(&tunnels))
+        .log_level(move |level| {
+            let level = EnvFilter::try_new(level).map_err(|error| error.to_string())?;
+            filter.reload(level).map_err(|error| error.to_string())
+        })
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}"))
+}
+
+fn runtime(name: &str, threads: Option<usize>) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads.max(1));
+    }
+    builder
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("can't start the {name} runtime"))
+}
+
+fn log(format: LogFormat) -> anyhow::Result<LogFilter> {
+    let filter = match std::env::var("WEFT_LOG") {
+        Ok(filter) => EnvFilter::try_new(filter).context("WEFT_LOG")?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .init();
+    Ok(handle)
+}
+
+/// Each connection takes two descriptors; the usual soft limit of 1,024 is for programs that use
+/// `select`.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "can't raise the limit of open files");
+    }
+}
