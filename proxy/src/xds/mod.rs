@@ -1,0 +1,216 @@
+//! The configuration's way in: a delta xDS client. Resources of the controller flow in over one
+//! stream, changes of the [`State`] and ACKs or NACKs flow out.
+//!
+//! A proxy serves what it has whether or not the controller is there: from the snapshot of its
+//! predecessor at the start, from the last state when the stream breaks. A new stream names the
+//! versions that are held, so that only what changed comes again.
+
+mod backoff;
+mod session;
+pub mod snapshot;
+
+#[cfg(test)]
+mod tests;
+
+use std::{convert::Infallible, sync::Arc};
+
+use futures::future::BoxFuture;
+use tokio::{sync::mpsc, time};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use weft_api::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Locality, Node,
+    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+};
+
+use self::{backoff::Backoff, session::Session, snapshot::Snapshot};
+use crate::{
+    admin::Condition,
+    controller::{Controller, ControllerError},
+    state::{Kind, State},
+    telemetry::Telemetry,
+};
+
+/// The biggest response that is read: about 100,000 workloads in one message.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
+/// Requests that wait to be sent: the first four, then one per response.
+const REQUESTS: usize = 8;
+
+/// Why a stream could not be opened, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// There is no connection.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+    /// The controller (or what is between) says so.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] tonic::Status),
+    /// The stream ended in order: the controller stops, probably.
+    #[error("the controller closed the stream")]
+    Closed,
+}
+
+/// Opens streams. The controller's connection does; tests bring their own.
+pub trait Transport: Send + Sync + 'static {
+    /// A stream on which `requests` are sent.
+    fn open(
+        &self,
+        requests: mpsc::Receiver<DeltaDiscoveryRequest>,
+    ) -> BoxFuture<'_, Result<Streaming<DeltaDiscoveryResponse>, StreamError>>;
+}
+
+impl Transport for Controller {
+    fn open(
+        &self,
+        requests: mpsc::Receiver<DeltaDiscoveryRequest>,
+    ) -> BoxFuture<'_, Result<Streaming<DeltaDiscoveryResponse>, StreamError>> {
+        Box::pin(async move {
+            let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await?)
+                .max_decoding_message_size(MAX_RESPONSE);
+            let request = self.request(ReceiverStream::new(requests)).await?;
+            let response = client.delta_aggregated_resources(request).await?;
+            Ok(response.into_inner())
+        })
+    }
+}
+
+/// Who this proxy is to the controller.
+pub fn node(node: &str, incarnation: &str, zone: &str) -> Node {
+    Node {
+        id: format!("{node}/{incarnation}"),
+        cluster: node.to_owned(),
+        metadata: None,
+        locality: Some(Locality {
+            zone: zone.to_owned(),
+            ..Locality::default()
+        }),
+        user_agent_name: concat!("weft-proxy/", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// The client. [`Client::run`] is its life.
+pub struct Client {
+    /// How streams are opened.
+    pub transport: Arc<dyn Transport>,
+    /// See [`node`].
+    pub node: Node,
+    /// What changes.
+    pub state: Arc<State>,
+    /// What is counted.
+    pub telemetry: Arc<Telemetry>,
+    /// Where the configuration outlives the process; `None`: nowhere.
+    pub snapshot: Option<Snapshot>,
+    /// Holds once there is a configuration.
+    pub configured: Condition,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("node", &self.node.id)
+            .finish()
+    }
+}
+
+impl Client {
+    /// Loads the snapshot, then keeps a stream open until `shutdown`; saves changes meanwhile.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut session = Session::new(Arc::clone(&self.state), Arc::clone(&self.telemetry));
+        if let Some(snapshot) = &self.snapshot
+            && snapshot.load(&self.state)
+        {
+            session.loaded();
+            self.configured.ready();
+        }
+        let (synced, is_synced) = tokio::sync::watch::channel(session.is_synced());
+        let save = async {
+            if let Some(snapshot) = &self.snapshot {
+                snapshot
+                    .keep(Arc::clone(&self.state), is_synced, &shutdown)
+                    .await;
+            }
+        };
+        let stream = async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.streams(&mut session, synced) => {}
+            }
+            self.telemetry.xds_connected(false);
+        };
+        tokio::join!(save, stream);
+    }
+
+    /// One stream after the other, for ever.
+    async fn streams(&self, session: &mut Session, synced: tokio::sync::watch::Sender<bool>) {
+        let mut backoff = Backoff::default();
+        let mut told = false;
+        loop {
+            let mut answered = false;
+            let reason = self
+                .stream(session, |session| {
+                    if !answered {
+                        answered = true;
+                        tracing::info!("the controller sends configuration");
+                    }
+                    if session.is_synced() {
+                        self.configured.ready();
+                        synced.send_if_modified(|was| !std::mem::replace(was, true));
+                    } else {
+                        self.configured.unready(session.missing());
+                    }
+                })
+                .await;
+            self.telemetry.xds_connected(false);
+            self.telemetry.xds_failed();
+            if answered {
+                backoff = Backoff::default();
+                told = false;
+            }
+            // Once, for a person; then quietly, for the metric tells on.
+            if told {
+                tracing::debug!("no configuration from the controller: {reason}");
+            } else {
+                told = true;
+                tracing::warn!(
+                    "no configuration from the controller, the last one stays in force: {reason}"
+                );
+            }
+            if !session.is_synced() {
+                self.configured
+                    .unready(format!("{}: {reason}", session.missing()));
+            }
+            time::sleep(backoff.next(rand::random())).await;
+        }
+    }
+
+    /// One stream, and why it ended. `handled` is called after each response.
+    async fn stream(&self, session: &mut Session, handled: impl FnMut(&Session)) -> StreamError {
+        match self.try_stream(session, handled).await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        }
+    }
+
+    async fn try_stream(
+        &self,
+        session: &mut Session,
+        mut handled: impl FnMut(&Session),
+    ) -> Result<Infallible, StreamError> {
+        let (requests, outgoing) = mpsc::channel(REQUESTS);
+        let mut node = Some(self.node.clone());
+        for kind in Kind::ALL {
+            // The channel has room for all of them.
+            let _ = requests.try_send(session.subscribe(kind, node.take()));
+        }
+        let mut responses = self.transport.open(outgoing).await?;
+        self.telemetry.xds_connected(true);
+        while let Some(response) = responses.message().await? {
+            let request = session.handle(response);
+            handled(session);
+            // An error means that the stream is over, and the next message says why.
+            let _ = requests.send(request).await;
+        }
+        Err(StreamError::Closed)
+    }
+}
