@@ -1,0 +1,197 @@
+//! How one sandbox joins and leaves the mesh: a pure state machine.
+//!
+//! Each phase but the resting ones is one piece of work; the worker does it and tells `Done` or
+//! `Failed`. The order of the phases is the order of docs/architecture.md, "Joining and leaving":
+//! nothing is redirected before a proxy accepts, nothing is reported before it is redirected, and
+//! nothing is taken away before it is no longer reported.
+
+/// What the sandbox is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// At rest, outside the mesh.
+    Out,
+    /// Making the listening sockets.
+    Listening,
+    /// Waiting until a proxy has acknowledged the pod.
+    Offering,
+    /// Putting the redirects into force.
+    Redirecting,
+    /// Writing the annotation. The pod is captured already.
+    Reporting,
+    /// At rest, in the mesh.
+    In,
+    /// Removing the annotation.
+    Unreporting,
+    /// Waiting until the controller has seen that no proxy tunnels to the pod any more.
+    Acknowledging,
+    /// Letting new connections go straight.
+    Releasing,
+    /// Waiting for open connections to end.
+    Draining,
+    /// Removing rules and sockets.
+    Removing,
+    /// At an end: the sandbox is gone.
+    Gone,
+}
+
+impl Phase {
+    /// Whether the work may be dropped half-way. Work inside the pod's namespace may not: a thread
+    /// that was left behind would race with what comes next.
+    pub(super) fn is_interruptible(self) -> bool {
+        !matches!(
+            self,
+            Phase::Listening | Phase::Redirecting | Phase::Releasing | Phase::Removing
+        )
+    }
+
+    /// For status and logs.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Phase::Out => "out",
+            Phase::Listening => "joining: making listening sockets",
+            Phase::Offering => "joining: waiting for a proxy to accept",
+            Phase::Redirecting => "joining: setting redirects",
+            Phase::Reporting => "joining: reporting",
+            Phase::In => "in",
+            Phase::Unreporting => "leaving: taking the report back",
+            Phase::Acknowledging => "leaving: waiting for other proxies",
+            Phase::Releasing => "leaving: releasing new connections",
+            Phase::Draining => "leaving: draining",
+            Phase::Removing => "leaving: removing rules",
+            Phase::Gone => "gone",
+        }
+    }
+}
+
+/// A sandbox's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    /// What it is at.
+    pub(super) phase: Phase,
+    /// Whether it should be in the mesh.
+    pub(super) wanted: bool,
+    /// Whether new connections are redirected.
+    pub(super) redirected: bool,
+    /// Whether the sandbox is going.
+    pub(super) deleted: bool,
+}
+
+/// What happens to a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Whether it should be in the mesh, as labels say now.
+    Wanted(bool),
+    /// The runtime removes the sandbox, or its namespace has vanished.
+    Deleted,
+    /// The phase's work is done.
+    Done,
+    /// The phase's work failed; it is tried again if the phase stays the same.
+    Failed,
+}
+
+/// Where a sandbox begins: `found` says that rules or a report of an earlier agent are there.
+pub(super) fn begin(found: bool, wanted: bool) -> State {
+    let phase = match (wanted, found) {
+        (true, _) => Phase::Listening,
+        (false, true) => Phase::Unreporting,
+        (false, false) => Phase::Out,
+    };
+    State {
+        phase,
+        wanted,
+        redirected: found,
+        deleted: false,
+    }
+}
+
+/// What follows.
+pub(super) fn next(mut state: State, event: Event) -> State {
+    if state.phase == Phase::Gone {
+        return state;
+    }
+    match event {
+        Event::Wanted(wanted) => {
+            state.wanted = wanted;
+            if state.phase.is_interruptible() && !state.deleted {
+                state.phase = after_change(state);
+            }
+        }
+        Event::Deleted => {
+            state.deleted = true;
+            if state.phase.is_interruptible() {
+                state.phase = Phase::Removing;
+            }
+        }
+        Event::Done => {
+            match state.phase {
+                Phase::Redirecting => state.redirected = true,
+                Phase::Releasing | Phase::Removing => state.redirected = false,
+                _ => {}
+            }
+            state.phase = after_done(state);
+        }
+        Event::Failed => state.phase = after_failure(state),
+    }
+    state
+}
+
+fn after_change(state: State) -> Phase {
+    match (state.phase, state.wanted) {
+        (Phase::Out, true) => Phase::Listening,
+        (Phase::Offering, false) => give_up(state),
+        (Phase::Reporting | Phase::In, false) => Phase::Unreporting,
+        // Nothing was taken away yet. The sockets may be missing if the agent has just begun: to
+        // make and offer them again costs nothing.
+        (Phase::Unreporting | Phase::Acknowledging, true) => Phase::Listening,
+        // Draining goes on to its end, and the pod joins afresh then.
+        (phase, _) => phase,
+    }
+}
+
+fn after_done(state: State) -> Phase {
+    if state.phase == Phase::Removing {
+        return match (state.deleted, state.wanted) {
+            (true, _) => Phase::Gone,
+            (false, true) => Phase::Listening,
+            (false, false) => Phase::Out,
+        };
+    }
+    if state.deleted {
+        return Phase::Removing;
+    }
+    match state.phase {
+        Phase::Listening if state.wanted => Phase::Offering,
+        Phase::Listening => give_up(state),
+        Phase::Offering => Phase::Redirecting,
+        Phase::Redirecting if state.wanted => Phase::Reporting,
+        Phase::Redirecting => Phase::Unreporting,
+        Phase::Reporting => Phase::In,
+        Phase::Unreporting => Phase::Acknowledging,
+        Phase::Acknowledging => Phase::Releasing,
+        Phase::Releasing => Phase::Draining,
+        Phase::Draining => Phase::Removing,
+        phase => phase,
+    }
+}
+
+fn after_failure(state: State) -> Phase {
+    match state.phase {
+        // Its namespace is gone, or will be: nothing more can be done.
+        Phase::Removing if state.deleted => Phase::Gone,
+        _ if state.deleted => Phase::Removing,
+        Phase::Listening | Phase::Offering | Phase::Redirecting if !state.wanted => give_up(state),
+        phase => phase,
+    }
+}
+
+/// A join that is no longer wanted.
+fn give_up(state: State) -> Phase {
+    if state.redirected {
+        Phase::Unreporting
+    } else {
+        Phase::Removing
+    }
+}
+
+#[cfg(test)]
+mod tests;

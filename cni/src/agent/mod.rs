@@ -1,0 +1,263 @@
+//! The node's agent: knows the sandboxes, decides which belong into the mesh, and brings each there.
+//!
+//! Flows in: objects from the source, sandboxes from the plugin (socket and records), proxies on
+//! the hand-over socket. Flows out: rules and listening sockets in pods, offers to proxies, the
+//! annotation on captured pods. An agent that ends leaves captured pods captured.
+
+mod machine;
+mod proxies;
+mod report;
+mod serve;
+mod watch;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use weft_handover::{HandoverError, Listener};
+use weft_source::{Source, Writer};
+
+use self::{
+    machine::Phase,
+    proxies::Proxies,
+    worker::{Handle, PodContext},
+};
+use crate::{
+    netns::{NetNs, NetNsError},
+    objects::{Acknowledged, Desired, Objects, PodFacts, desired, namespace_key, pod_key},
+    protocol,
+    sandbox::{Sandbox, Store},
+};
+
+/// How long a start waits for the API before it goes by what it finds in the pods.
+const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a start waits for the sockets of captured pods before it lets proxies in: a snapshot
+/// without them would have the proxies let go of the pods.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the agent is set up.
+pub struct Config {
+    /// The node's name, as in `spec.nodeName`.
+    pub node: String,
+    /// Where sockets and records are.
+    pub run_dir: PathBuf,
+    /// How long a pod that leaves may keep open connections.
+    pub drain_timeout: Duration,
+    /// Objects come from here.
+    pub source: Arc<dyn Source>,
+    /// Annotations go there.
+    pub writer: Arc<dyn Writer>,
+}
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The run directory or the socket in it can't be used.
+    #[error("can't {what} {path}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another agent has the run directory.
+    #[error("{0} has a listener already: stop the other agent of this node first")]
+    InUse(PathBuf),
+    /// The hand-over socket can't be used.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+}
+
+/// What all parts of the agent share.
+pub(crate) struct Context {
+    node: String,
+    store: Store,
+    drain_timeout: Duration,
+    source: Arc<dyn Source>,
+    writer: Arc<dyn Writer>,
+    objects: Mutex<Objects>,
+    /// Rises when something changed that matters to a pod of this node.
+    objects_version: tokio::sync::watch::Sender<u64>,
+    synced: AtomicBool,
+    proxies: Arc<Proxies>,
+    workers: Mutex<BTreeMap<String, Handle>>,
+    /// What the controller had said of a sandbox before its report was taken back.
+    acknowledged_before: Mutex<HashMap<String, Option<Acknowledged>>>,
+}
+
+/// Runs the agent until `stop` is ready.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    // The socket comes before the records are read: a plugin that writes its record later than
+    // that can reach it, and is served as soon as the agent is ready.
+    let socket = serve::bind(&config.run_dir)?;
+    let context = Arc::new(Context {
+        node: config.node,
+        store: Store::new(&config.run_dir),
+        drain_timeout: config.drain_timeout,
+        source: config.source,
+        writer: config.writer,
+        objects: Mutex::default(),
+        objects_version: tokio::sync::watch::Sender::new(0),
+        synced: AtomicBool::new(false),
+        proxies: Arc::default(),
+        workers: Mutex::default(),
+        acknowledged_before: Mutex::default(),
+    });
+    let work = async {
+        let watching = tokio::spawn(watch::run(context.clone()));
+        context.restore().await;
+        let listener = Listener::bind(&protocol::handover_path(&config.run_dir))?;
+        let handover = tokio::spawn(context.proxies.clone().serve(listener));
+        info!(node = context.node, "ready");
+        serve::run(context.clone(), socket).await;
+        watching.abort();
+        handover.abort();
+        Ok(())
+    };
+    tokio::select! {
+        result = work => result,
+        () = stop => {
+            info!("stopping; captured pods stay captured");
+            Ok(())
+        }
+    }
+}
+
+impl Context {
+    /// Takes up every sandbox that an earlier agent, or the plugin alone, has left.
+    async fn restore(self: &Arc<Self>) {
+        let mut version = self.objects_version.subscribe();
+        let synced = version.wait_for(|_| self.synced.load(Ordering::Acquire));
+        if timeout(SYNC_PATIENCE, synced).await.is_err() {
+            warn!(
+                "the source of objects has not been read in time; captured pods stay as they are until it is"
+            );
+        }
+        let mut captured = Vec::new();
+        for record in self.store.list() {
+            let sandbox = match record {
+                Ok(sandbox) => sandbox,
+                Err(error) => {
+                    warn!(%error, "a sandbox is passed over");
+                    continue;
+                }
+            };
+            match self.take_up(sandbox.clone()) {
+                Ok(handle) => captured.push(handle),
+                Err(NetNsError::Gone(_)) => {
+                    info!(
+                        pod = sandbox.pod_name(),
+                        "its sandbox is gone; removing the record"
+                    );
+                    if let Err(error) = self.store.remove(&sandbox.container_id) {
+                        warn!(%error, "the sandbox's record stays");
+                    }
+                    report::clean_up(self, &sandbox).await;
+                }
+                Err(error) => warn!(pod = sandbox.pod_name(), %error, "a sandbox is passed over"),
+            }
+        }
+        let restored = async {
+            for mut handle in captured {
+                let has_sockets = |view: &worker::View| {
+                    view.tried || !matches!(view.state.phase, Phase::Listening)
+                };
+                let _ = handle.view.wait_for(has_sockets).await;
+            }
+        };
+        if timeout(RESTORE_PATIENCE, restored).await.is_err() {
+            warn!("some pods' sockets could not be made in time");
+        }
+    }
+
+    /// Starts a sandbox's worker.
+    fn take_up(self: &Arc<Self>, sandbox: Sandbox) -> Result<Handle, NetNsError> {
+        let mut workers = self.workers.lock();
+        let netns = NetNs::open(&sandbox.netns)?;
+        let id = sandbox.container_id.clone();
+        let handle = worker::spawn(self.clone(), sandbox, netns);
+        workers.insert(id, handle.clone());
+        Ok(handle)
+    }
+
+    /// The sandbox's worker if it may go on as it is.
+    fn worker_of(&self, sandbox: &Sandbox) -> Option<Handle> {
+        let workers = self.workers.lock();
+        let handle = workers.get(&sandbox.container_id)?;
+        let usable = handle.pod.sandbox == *sandbox && !handle.view.borrow().state.deleted;
+        usable.then(|| handle.clone())
+    }
+
+    /// A worker has ended.
+    fn forget(self: &Arc<Self>, pod: &Arc<PodContext>) {
+        self.workers.lock().remove(&pod.sandbox.container_id);
+        let (context, pod) = (self.clone(), pod.clone());
+        tokio::spawn(async move { report::clean_up(&context, &pod.sandbox).await });
+    }
+
+    /// How a pod should be; `None` while the API does not know.
+    fn desired(&self, sandbox: &Sandbox) -> Option<Desired> {
+        if !self.synced.load(Ordering::Acquire) {
+            return None;
+        }
+        let objects = self.objects.lock();
+        let namespace = objects.namespace(&sandbox.namespace);
+        let pod = objects.pod(&sandbox.namespace, &sandbox.pod, &sandbox.uid);
+        desired(&sandbox.namespace, namespace, pod)
+    }
+
+    fn facts<T>(&self, sandbox: &Sandbox, read: impl FnOnce(&PodFacts) -> T) -> Option<T> {
+        let objects = self.objects.lock();
+        objects
+            .pod(&sandbox.namespace, &sandbox.pod, &sandbox.uid)
+            .map(read)
+    }
+
+    /// Whether the pod's annotation names this sandbox.
+    fn reported(&self, sandbox: &Sandbox) -> bool {
+        self.facts(sandbox, |facts| {
+            facts.captured.as_ref() == Some(&sandbox.container_id)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Reads a pod and its namespace if the watch has not told of them yet.
+    async fn look_up(&self, sandbox: &Sandbox) {
+        let unknown = {
+            let objects = self.objects.lock();
+            let namespace = objects
+                .namespace(&sandbox.namespace)
+                .is_none()
+                .then(|| namespace_key(&sandbox.namespace));
+            let pod = objects
+                .pod(&sandbox.namespace, &sandbox.pod, &sandbox.uid)
+                .is_none()
+                .then(|| pod_key(&sandbox.namespace, &sandbox.pod));
+            [namespace, pod]
+        };
+        for key in unknown.into_iter().flatten() {
+            match self.source.get(&key).await {
+                Ok(Some(object)) => {
+                    if self.objects.lock().apply(&self.node, &object) {
+                        self.objects_version.send_modify(|version| *version += 1);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => warn!(%key, %error, "can't be read; waiting for the watch"),
+            }
+        }
+    }
+}
