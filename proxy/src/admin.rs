@@ -1,13 +1,7 @@
 //! The proxy's own HTTP: metrics, readiness, and the admin pages on loopback. What other modules
 //! register here (conditions, pages) flows in, small HTTP/1.1 answers flow out.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    fmt,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -42,11 +36,12 @@ pub struct Readiness {
     failing: Mutex<BTreeMap<&'static str, String>>,
 }
 
-/// One condition of [`Readiness`]. Dropped: it counts no more.
+/// One condition of [`Readiness`]. What it said last stays when it is dropped: whoever ends in a
+/// panic does not make the proxy ready.
 #[derive(Debug)]
 pub struct Condition {
     name: &'static str,
-    of: Weak<Readiness>,
+    of: Arc<Readiness>,
 }
 
 impl Readiness {
@@ -59,7 +54,7 @@ impl Readiness {
     pub fn condition(self: &Arc<Self>, name: &'static str, reason: impl Into<String>) -> Condition {
         let condition = Condition {
             name,
-            of: Arc::downgrade(self),
+            of: Arc::clone(self),
         };
         condition.unready(reason);
         condition
@@ -78,22 +73,12 @@ impl Readiness {
 impl Condition {
     /// It holds.
     pub fn ready(&self) {
-        if let Some(of) = self.of.upgrade() {
-            of.failing.lock().remove(self.name);
-        }
+        self.of.failing.lock().remove(self.name);
     }
 
     /// It fails.
     pub fn unready(&self, reason: impl Into<String>) {
-        if let Some(of) = self.of.upgrade() {
-            of.failing.lock().insert(self.name, reason.into());
-        }
-    }
-}
-
-impl Drop for Condition {
-    fn drop(&mut self) {
-        self.ready();
+        self.of.failing.lock().insert(self.name, reason.into());
     }
 }
 

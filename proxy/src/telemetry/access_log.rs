@@ -22,7 +22,7 @@ use super::labels::{Direction, Tunnel};
 use crate::model::{Client, Workload};
 
 /// Entries that may wait: some tens of milliseconds at the rates that a node reaches.
-const QUEUE: usize = 8_192;
+pub(super) const QUEUE: usize = 8_192;
 /// The writer gathers this long before it writes. It is awake at most twenty times a second,
 /// and an entry does not cost the data path a wake-up.
 const GATHER: Duration = Duration::from_millis(50);
@@ -162,6 +162,10 @@ impl AccessLog {
             Sink::Stdout => Box::new(io::stdout()),
             Sink::File(path) => Box::new(append(path)?),
         };
+        Self::to(out)
+    }
+
+    pub(super) fn to(out: Box<dyn Write + Send>) -> io::Result<Self> {
         let (entries, queue) = mpsc::channel(QUEUE);
         thread::Builder::new()
             .name("access-log".into())

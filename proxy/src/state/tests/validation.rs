@@ -276,7 +276,10 @@ fn a_mesh_configuration_that_is_withdrawn_stays_in_force() {
     let mesh = MeshConfig {
         trust_domain: "example.org".into(),
         cluster_domain: "cluster.local".into(),
-        trust_bundle: bundle.roots().map(|der| Bytes::copy_from_slice(der)).collect(),
+        trust_bundle: bundle
+            .roots()
+            .map(|der| Bytes::copy_from_slice(der))
+            .collect(),
     };
     let state = state();
     assert!(state.bundle().is_empty(), "nobody is trusted yet");

@@ -89,9 +89,15 @@ impl Opened {
             nonce: nonce.clone(),
             ..DeltaDiscoveryResponse::default()
         };
-        self.responses.send(Ok(response)).await.expect("the stream is open");
+        self.responses
+            .send(Ok(response))
+            .await
+            .expect("the stream is open");
         let answer = self.request().await;
-        assert_eq!((&*answer.type_url, answer.response_nonce.as_str()), (type_url, nonce.as_str()));
+        assert_eq!(
+            (&*answer.type_url, answer.response_nonce.as_str()),
+            (type_url, nonce.as_str())
+        );
         assert!(answer.node.is_none() && answer.resource_names_subscribe.is_empty());
         answer
     }
@@ -242,7 +248,9 @@ impl Proxy {
 
     pub(super) fn metric(&self, name: &str) -> Option<f64> {
         let text = self.telemetry.encode();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.parse().ok())
     }
 }

@@ -25,7 +25,10 @@ fn filled() -> std::sync::Arc<State> {
 }
 
 fn all(state: &State) -> Vec<Resource> {
-    Kind::ALL.into_iter().flat_map(|kind| state.resources(kind)).collect()
+    Kind::ALL
+        .into_iter()
+        .flat_map(|kind| state.resources(kind))
+        .collect()
 }
 
 #[test]
@@ -72,7 +75,10 @@ fn a_snapshot_that_is_missing_or_damaged_is_ignored() {
         ("cut", damaged(|b| b.truncate(b.len() - 1))),
         ("cut in the checksum", damaged(|b| b.truncate(20))),
         ("longer", damaged(|b| b.push(0))),
-        ("another byte", damaged(|b| *b.last_mut().expect("not empty") ^= 1)),
+        (
+            "another byte",
+            damaged(|b| *b.last_mut().expect("not empty") ^= 1),
+        ),
         ("another format", damaged(|b| b[0] ^= 1)),
     ] {
         fs::write(snapshot.path(), bytes).expect("written");

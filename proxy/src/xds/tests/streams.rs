@@ -30,7 +30,10 @@ async fn the_first_requests_say_who_asks_and_ask_for_everything() {
     let [node] = nodes[..] else {
         panic!("one request names the node, not {}", nodes.len());
     };
-    assert_eq!((&*node.id, &*node.cluster), ("node-a/incarnation-1", "node-a"));
+    assert_eq!(
+        (&*node.id, &*node.cluster),
+        ("node-a/incarnation-1", "node-a")
+    );
     assert_eq!(node.locality.as_ref().map(|l| &*l.zone), Some("zone-1"));
     for request in requests.values() {
         assert_eq!(request.resource_names_subscribe, ["*"]);
@@ -48,7 +51,9 @@ async fn a_proxy_is_ready_once_every_type_was_answered() {
     stream.subscriptions().await;
 
     stream.acked(Kind::MeshConfig, vec![mesh(&ca)], &[]).await;
-    stream.acked(Kind::Service, vec![service("a", "1", 1)], &[]).await;
+    stream
+        .acked(Kind::Service, vec![service("a", "1", 1)], &[])
+        .await;
     stream.acked(Kind::RouteTable, vec![], &[]).await;
     assert_eq!(
         proxy.readiness.reasons(),
@@ -58,7 +63,10 @@ async fn a_proxy_is_ready_once_every_type_was_answered() {
     assert!(proxy.readiness.reasons().is_empty());
     assert_eq!(proxy.state.count(Kind::Service), 1);
     assert_eq!(proxy.metric("weft_xds_connected"), Some(1.0));
-    assert_eq!(proxy.metric("weft_xds_resources{type=\"service\"}"), Some(1.0));
+    assert_eq!(
+        proxy.metric("weft_xds_resources{type=\"service\"}"),
+        Some(1.0)
+    );
 }
 
 #[tokio::test]
@@ -82,8 +90,14 @@ async fn a_nack_names_what_was_refused_and_keeps_the_last_good_one() {
     assert_eq!(error.code, 3);
     let lines: Vec<_> = error.message.lines().collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines.iter().any(|l| l.starts_with("shop/a: not decodable")), "{lines:?}");
-    assert!(lines.iter().any(|l| l.starts_with("shop/c: it is of type")), "{lines:?}");
+    assert!(
+        lines.iter().any(|l| l.starts_with("shop/a: not decodable")),
+        "{lines:?}"
+    );
+    assert!(
+        lines.iter().any(|l| l.starts_with("shop/c: it is of type")),
+        "{lines:?}"
+    );
     assert_eq!(
         proxy.state.versions(Kind::Service),
         versions(&[("shop/a", "1"), ("shop/b", "1")])
@@ -94,8 +108,13 @@ async fn a_nack_names_what_was_refused_and_keeps_the_last_good_one() {
     );
 
     // The stream goes on, and a good one mends it.
-    stream.acked(Kind::Service, vec![service("a", "3", 1)], &["shop/b"]).await;
-    assert_eq!(proxy.state.versions(Kind::Service), versions(&[("shop/a", "3")]));
+    stream
+        .acked(Kind::Service, vec![service("a", "3", 1)], &["shop/b"])
+        .await;
+    assert_eq!(
+        proxy.state.versions(Kind::Service),
+        versions(&[("shop/a", "3")])
+    );
 }
 
 #[tokio::test]
@@ -105,8 +124,15 @@ async fn a_type_that_nobody_asked_for_is_nacked() {
     let _proxy = Proxy::start(&dir, &ca, server.address);
     let mut stream = server.opened().await;
     stream.subscriptions().await;
-    let nack = stream.exchange("type.googleapis.com/other", vec![], &[]).await;
-    assert!(nack.error_detail.expect("a NACK").message.contains("was not asked for"));
+    let nack = stream
+        .exchange("type.googleapis.com/other", vec![], &[])
+        .await;
+    assert!(
+        nack.error_detail
+            .expect("a NACK")
+            .message
+            .contains("was not asked for")
+    );
 }
 
 #[tokio::test]
@@ -116,11 +142,17 @@ async fn a_new_stream_names_what_is_held_and_receives_only_what_changed() {
     let proxy = Proxy::start(&dir, &ca, server.address);
     let mut stream = server.opened().await;
     stream.subscriptions().await;
-    let three = vec![service("a", "1", 1), service("b", "1", 2), service("c", "1", 3)];
+    let three = vec![
+        service("a", "1", 1),
+        service("b", "1", 2),
+        service("c", "1", 3),
+    ];
     answer_all(&mut stream, three).await;
     let mut broken = service("b", "2", 2);
     broken.resource = None;
-    stream.exchange(Kind::Service.type_url(), vec![broken], &[]).await;
+    stream
+        .exchange(Kind::Service.type_url(), vec![broken], &[])
+        .await;
 
     std::fs::write(dir.path().join("token"), "token-2").expect("written");
     drop(stream);
@@ -132,15 +164,23 @@ async fn a_new_stream_names_what_is_held_and_receives_only_what_changed() {
         versions(&[("shop/a", "1"), ("shop/b", "1"), ("shop/c", "1")]),
         "what was refused is not held"
     );
-    assert!(proxy.readiness.reasons().is_empty(), "it serves what it has");
+    assert!(
+        proxy.readiness.reasons().is_empty(),
+        "it serves what it has"
+    );
 
     // Meanwhile b changed and c is gone; a is not sent.
-    stream.acked(Kind::Service, vec![service("b", "3", 2)], &["shop/c"]).await;
+    stream
+        .acked(Kind::Service, vec![service("b", "3", 2)], &["shop/c"])
+        .await;
     assert_eq!(
         proxy.state.versions(Kind::Service),
         versions(&[("shop/a", "1"), ("shop/b", "3")])
     );
-    assert_eq!(proxy.metric("weft_xds_connection_failures_total"), Some(1.0));
+    assert_eq!(
+        proxy.metric("weft_xds_connection_failures_total"),
+        Some(1.0)
+    );
 }
 
 #[tokio::test]
@@ -153,13 +193,22 @@ async fn a_proxy_starts_from_its_snapshot_while_the_controller_is_away() {
     stream.subscriptions().await;
     answer_all(&mut stream, vec![service("a", "1", 1)]).await;
     let snapshot = super::fake::snapshot(dir.path());
-    proxy.until("the snapshot is saved", |_| snapshot.path().exists()).await;
+    proxy
+        .until("the snapshot is saved", |_| snapshot.path().exists())
+        .await;
     proxy.stop().await;
     drop((stream, server));
 
     let proxy = Proxy::start(&dir, &ca, address);
-    proxy.until("ready without a controller", |p| p.readiness.reasons().is_empty()).await;
-    assert_eq!(proxy.state.versions(Kind::Service), versions(&[("shop/a", "1")]));
+    proxy
+        .until("ready without a controller", |p| {
+            p.readiness.reasons().is_empty()
+        })
+        .await;
+    assert_eq!(
+        proxy.state.versions(Kind::Service),
+        versions(&[("shop/a", "1")])
+    );
     assert_eq!(proxy.state.mesh().trust_bundle.len(), 1);
     proxy
         .until("failures are counted", |p| {
