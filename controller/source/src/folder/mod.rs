@@ -84,6 +84,8 @@ impl Shared {
         {
             return Ok(Some(object));
         }
+        // Without its root the source is away: that must not pass for "there is no such object".
+        fs::metadata(&self.root).map_err(|source| io_error("read", &self.root, source))?;
         let mut paths = Vec::new();
         list(&self.root, Path::new(layout::MANIFESTS), &mut paths)
             .map_err(|source| io_error("read", &self.root.join(layout::MANIFESTS), source))?;
