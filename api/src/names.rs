@@ -73,3 +73,6 @@ pub const TYPE_ROUTE_TABLE: &str = "type.googleapis.com/weft.config.v1.RouteTabl
 pub const TYPE_MESH_CONFIG: &str = "type.googleapis.com/weft.config.v1.MeshConfig";
 /// Name of the only MeshConfig resource.
 pub const MESH_CONFIG_NAME: &str = "mesh";
+/// `system_version_info` of a delta response that is followed by more of the same type: what came
+/// so far is in force, but it is not all yet.
+pub const XDS_PARTIAL: &str = "partial";
