@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use weft_api::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
+use weft_api::{
+    discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node},
+    names::XDS_PARTIAL,
+};
 
 use crate::{
     state::{Delta, Kind, Rejected, Resource, State},
@@ -12,8 +15,13 @@ use crate::{
 
 /// google.rpc.Code.INVALID_ARGUMENT.
 const INVALID_ARGUMENT: i32 = 3;
-/// A NACK's message is for people, and goes into a status: not without bound.
-const MAX_MESSAGE: usize = 8 * 1024;
+/// All reasons of a NACK together, in bytes. Every refused name is said, for what is not named
+/// passes for accepted; so if there are many, it is the reasons that are cut, each to..
+const MAX_REASONS: usize = 1024 * 1024;
+/// ..this at the most, since it goes into a status,
+const LONGEST_REASON: usize = 1024;
+/// and this at the least.
+const SHORTEST_REASON: usize = 32;
 
 /// What lasts from stream to stream.
 pub(super) struct Session {
@@ -39,7 +47,7 @@ impl Session {
         }
     }
 
-    /// Whether there was an answer for each type.
+    /// Whether there was a whole answer for each type.
     pub(super) fn is_synced(&self) -> bool {
         self.answered.iter().all(|answered| *answered)
     }
@@ -68,7 +76,11 @@ impl Session {
     /// rest of it is in force all the same.
     pub(super) fn handle(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let rejected = match Kind::from_type_url(&response.type_url) {
-            Some(kind) => self.apply(kind, response.resources, response.removed_resources),
+            Some(kind) => {
+                let rejected = self.apply(kind, response.resources, response.removed_resources);
+                self.answered[kind as usize] |= response.system_version_info != XDS_PARTIAL;
+                rejected
+            }
             None => vec![Rejected {
                 name: "*".to_owned(),
                 reason: format!("type {:?} was not asked for", response.type_url),
@@ -112,7 +124,6 @@ impl Session {
                 refused.reason
             );
         }
-        self.answered[kind as usize] = true;
         self.telemetry.resources(kind, self.state.count(kind));
         if !rejected.is_empty() {
             self.telemetry.xds_rejected(kind, rejected.len());
@@ -144,26 +155,22 @@ fn body(kind: Kind, resource: discovery::Resource) -> Result<Resource, Rejected>
     }
 }
 
-/// One line `name: reason` per refused resource.
+/// One line `name: reason` for each refused resource.
 fn nack(rejected: &[Rejected]) -> Option<ErrorDetail> {
     if rejected.is_empty() {
         return None;
     }
-    let mut message = String::new();
-    for (i, refused) in rejected.iter().enumerate() {
-        // A reason may quote what it refuses: it must not look like another resource's line.
-        let line = refused.to_string().replace(['\n', '\r'], " ");
-        if message.len() + line.len() > MAX_MESSAGE && i > 0 {
-            message.push_str(&format!("\n...: and {} more", rejected.len() - i));
-            break;
-        }
-        if i > 0 {
-            message.push('\n');
-        }
-        message.push_str(&line);
-    }
+    let longest = (MAX_REASONS / rejected.len()).clamp(SHORTEST_REASON, LONGEST_REASON);
+    let lines: Vec<_> = rejected
+        .iter()
+        .map(|Rejected { name, reason }| {
+            let end = reason.floor_char_boundary(longest);
+            // A reason may quote what it refuses: it must not look like another resource's line.
+            format!("{name}: {}", reason[..end].replace(['\n', '\r'], " "))
+        })
+        .collect();
     Some(ErrorDetail {
         code: INVALID_ARGUMENT,
-        message,
+        message: lines.join("\n"),
     })
 }

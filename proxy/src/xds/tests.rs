@@ -2,5 +2,6 @@
 
 mod backoff;
 mod fake;
+mod session;
 mod snapshot;
 mod streams;
