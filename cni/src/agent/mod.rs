@@ -45,6 +45,9 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// without them would have the proxies let go of the pods.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The usual [`Config::add_timeout`]: shorter than the plugin waits for the agent.
+pub const ADD_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How the agent is set up.
 pub struct Config {
     /// The node's name, as in `spec.nodeName`.
@@ -53,6 +56,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// How long a pod that leaves may keep open connections.
     pub drain_timeout: Duration,
+    /// How long a new pod waits for a proxy before its start is refused; the runtime tries again.
+    pub add_timeout: Duration,
     /// Objects come from here.
     pub source: Arc<dyn Source>,
     /// Annotations go there.
@@ -86,6 +91,7 @@ pub(crate) struct Context {
     node: String,
     store: Store,
     drain_timeout: Duration,
+    add_timeout: Duration,
     source: Arc<dyn Source>,
     writer: Arc<dyn Writer>,
     objects: Mutex<Objects>,
@@ -107,6 +113,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         node: config.node,
         store: Store::new(&config.run_dir),
         drain_timeout: config.drain_timeout,
+        add_timeout: config.add_timeout,
         source: config.source,
         writer: config.writer,
         objects: Mutex::default(),

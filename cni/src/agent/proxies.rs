@@ -313,7 +313,7 @@ impl Proxies {
             "proxy connected"
         );
         let (outbox, queue) = mpsc::unbounded_channel();
-        let id = self.admit(hello, outbox.clone());
+        let id = self.admit(hello, outbox);
         let pending = Mutex::new(HashMap::new());
         let ended = tokio::select! {
             ended = write(&connection, queue, &pending) => ended,

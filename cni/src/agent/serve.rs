@@ -22,8 +22,6 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// How long ADD waits for a pod to be captured; the runtime tries again after that.
-const ADD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long DEL waits for what is left of a pod.
 const DEL_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a client may take to ask.
@@ -140,7 +138,7 @@ async fn add(context: &Arc<Context>, sandbox: Sandbox) -> Response {
         Ok(handle) => handle,
         Err(failed) => return failed,
     };
-    match timeout(ADD_PATIENCE, handle.view.wait_for(settled)).await {
+    match timeout(context.add_timeout, handle.view.wait_for(settled)).await {
         Ok(Ok(view)) => {
             return Response::Done {
                 captured: view.state.wanted,

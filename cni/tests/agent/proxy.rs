@@ -1,0 +1,123 @@
+//! A proxy that only answers with its name and the kind of the listener that it was reached by.
+
+use std::{collections::HashMap, net::TcpListener, path::Path, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::{sync::mpsc, task::JoinHandle};
+use weft_api::handover::{
+    Ack, AddPod, Drained, FromAgent, FromProxy, Hello, from_agent::Message, from_proxy,
+};
+use weft_handover::Connection;
+
+use crate::harness::{PATIENCE, answer_with};
+
+/// What the proxy shall say to an AddPod: an error, or nothing at all.
+pub type Answer = Box<dyn FnMut(&AddPod) -> Option<String> + Send>;
+
+pub struct Proxy {
+    /// What the agent sent, in order.
+    pub received: mpsc::UnboundedReceiver<Message>,
+    serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+        for task in self.serving.lock().values().flatten() {
+            task.abort();
+        }
+    }
+}
+
+impl Proxy {
+    pub async fn start(path: &Path, name: &'static str) -> Self {
+        Self::start_with(path, name, Box::new(|_| Some(String::new()))).await
+    }
+
+    pub async fn start_with(path: &Path, name: &'static str, mut answer: Answer) -> Self {
+        let connection = Connection::connect(path).await.unwrap();
+        let hello = Hello {
+            protocol: 1,
+            version: name.into(),
+            incarnation: name.into(),
+        };
+        say(&connection, from_proxy::Message::Hello(hello)).await;
+        let (sender, received) = mpsc::unbounded_channel();
+        let serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>> = Arc::default();
+        let pods = serving.clone();
+        let task = tokio::spawn(async move {
+            while let Ok(Some((message, fds))) = connection.recv::<FromAgent>().await {
+                let FromAgent {
+                    seq,
+                    message: Some(message),
+                } = message
+                else {
+                    continue;
+                };
+                let mut error = Some(String::new());
+                match &message {
+                    Message::Add(add) => {
+                        assert_eq!(fds.len(), 1 + add.listeners.len());
+                        error = answer(add);
+                        if error.as_deref() == Some("") {
+                            let accept = |(fd, kind)| {
+                                let listener =
+                                    tokio::net::TcpListener::from_std(TcpListener::from(fd))
+                                        .unwrap();
+                                answer_with(listener, format!("{name} {kind}"))
+                            };
+                            let listeners = fds.into_iter().skip(1);
+                            let tasks = listeners.zip(add.listeners.clone()).map(accept).collect();
+                            pods.lock().insert(add.pod.clone().unwrap().sandbox, tasks);
+                        }
+                    }
+                    Message::Remove(remove) => {
+                        for task in pods.lock().remove(&remove.sandbox).unwrap_or_default() {
+                            task.abort();
+                        }
+                    }
+                    _ => {}
+                }
+                let drained = match &message {
+                    Message::Drain(drain) => Some(drain.sandbox.clone()),
+                    _ => None,
+                };
+                let _ = sender.send(message);
+                if let Some(error) = error {
+                    say(&connection, from_proxy::Message::Ack(Ack { seq, error })).await;
+                }
+                if let Some(sandbox) = drained {
+                    say(
+                        &connection,
+                        from_proxy::Message::Drained(Drained { sandbox }),
+                    )
+                    .await;
+                }
+            }
+        });
+        Self {
+            received,
+            serving,
+            task,
+        }
+    }
+
+    pub async fn next(&mut self) -> Message {
+        tokio::time::timeout(PATIENCE, self.received.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn say(connection: &Connection, message: from_proxy::Message) {
+    let _ = connection
+        .send(
+            &FromProxy {
+                message: Some(message),
+            },
+            &[],
+        )
+        .await;
+}
