@@ -1,6 +1,6 @@
 //! The command line of weft-echo: flags in; a server that runs until SIGTERM, or a client's report.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -59,6 +59,7 @@ enum LogFormat {
 #[derive(Subcommand)]
 enum Command {
     /// Answers with what it saw.
+    #[command(visible_alias = "serve")]
     Server(ServerArgs),
     /// Sends requests and reports what came back; exits with 1 if any failed.
     Client(ClientArgs),
@@ -96,6 +97,7 @@ struct ServerArgs {
 #[derive(Args)]
 struct ClientArgs {
     /// http://HOST[:PORT]/PATH, grpc://HOST:PORT[?fail_code=14] or tcp://HOST:PORT.
+    #[arg(value_parser = url)]
     url: Uri,
     /// How many requests [default: 1, or no limit with --duration].
     #[arg(short = 'n', long)]
@@ -174,6 +176,7 @@ fn main() -> ExitCode {
 fn start_log(cli: &Cli) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(&cli.log));
     match cli.log_format {
         LogFormat::Text => builder.init(),
@@ -289,6 +292,14 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(token)
+}
+
+fn url(text: &str) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
+    match url.scheme_str() {
+        Some("http" | "grpc" | "tcp") => Ok(url),
+        _ => Err("expected http://, grpc:// or tcp://".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
