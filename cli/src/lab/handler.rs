@@ -1,0 +1,327 @@
+//! Answers commands, and applies the followed files. In: requests. Out: changes of the API and
+//! answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use weft_source::ObjectKey;
+
+use super::{
+    api::{Outcome, object_at},
+    endpoints, kinds,
+    lab::Lab,
+    manifests::{self, Document, Invalid, Text},
+    parts::{self, Parts},
+    plan::SERVICE_CIDR,
+    protocol::{Answer, Applied, Request},
+    reconcile,
+    view::{self, LabStatus},
+};
+
+/// Order in which a set of objects is applied: what others refer to comes first.
+const ORDER: [&str; 4] = ["Namespace", "ServiceAccount", "Service", "EndpointSlice"];
+
+/// Answers for one lab.
+pub(crate) struct Handler {
+    lab: Arc<Lab>,
+    parts: Arc<Parts>,
+    files: Vec<PathBuf>,
+    started: AtomicBool,
+    followed: Mutex<Followed>,
+}
+
+#[derive(Default)]
+struct Followed {
+    /// Which objects each file held when it was read last.
+    held: BTreeMap<ObjectKey, String>,
+    invalid: Vec<Invalid>,
+}
+
+impl Handler {
+    pub(crate) fn new(lab: Arc<Lab>, parts: Arc<Parts>, files: Vec<PathBuf>) -> Self {
+        Self {
+            lab,
+            parts,
+            files,
+            started: AtomicBool::new(false),
+            followed: Mutex::default(),
+        }
+    }
+
+    /// The lab's controllers run from here on.
+    pub(crate) fn started(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// Answers a command.
+    pub(crate) async fn handle(&self, request: Request) -> Answer {
+        match request {
+            Request::Apply(texts) => Answer::Applied(self.apply(&texts)),
+            Request::Delete(texts) => Answer::Applied(self.delete(&texts)),
+            Request::Status => Answer::Status(Box::new(self.status().await)),
+            Request::Get {
+                kind,
+                namespace,
+                name,
+            } => self.get(&kind, namespace.as_deref(), name.as_deref()),
+            Request::DeleteObject {
+                kind,
+                namespace,
+                name,
+            } => self.with_object(&kind, &namespace, &name, |key| {
+                reconcile::delete(&self.lab.api, key).map(|_| Outcome::Deleted)
+            }),
+            Request::Label {
+                kind,
+                namespace,
+                name,
+                labels,
+            } => self.with_object(&kind, &namespace, &name, |key| {
+                let before = self.lab.api.get(key);
+                self.lab.api.update(key, |object| {
+                    let own = object_at(object, &["metadata", "labels"]);
+                    for (label, value) in labels {
+                        match value {
+                            Some(value) => own.insert(label, value.into()),
+                            None => own.remove(&label),
+                        };
+                    }
+                })?;
+                let same = before == self.lab.api.get(key);
+                Ok(if same {
+                    Outcome::Unchanged
+                } else {
+                    Outcome::Configured
+                })
+            }),
+        }
+    }
+
+    fn with_object(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        work: impl FnOnce(&ObjectKey) -> std::io::Result<Outcome>,
+    ) -> Answer {
+        let Some((group, kind)) = kinds::resolve(kind, &self.lab.api.keys()) else {
+            return Answer::Error(format!("there is no kind {kind:?} in the lab"));
+        };
+        let namespace = if weft_source::defaults::is_cluster_scoped(&kind) {
+            ""
+        } else {
+            namespace
+        };
+        let key = super::api::key(&group, &kind, namespace, name);
+        if self.lab.api.get(&key).is_none() {
+            return Answer::Error(format!("{key} not found"));
+        }
+        match work(&key) {
+            Ok(outcome) => Answer::Applied(Applied {
+                done: vec![(key, outcome)],
+                errors: Vec::new(),
+            }),
+            Err(error) => Answer::Error(format!("{key}: {error}")),
+        }
+    }
+
+    fn apply(&self, texts: &[Text]) -> Applied {
+        let parsed = manifests::parse(texts);
+        let mut applied = Applied {
+            errors: parsed
+                .errors
+                .into_iter()
+                .map(|invalid| invalid.message)
+                .collect(),
+            ..Applied::default()
+        };
+        for document in in_order(parsed.documents) {
+            match self.apply_one(&document) {
+                Ok(outcome) => applied.done.push((document.key, outcome)),
+                Err(error) => applied.errors.push(error),
+            }
+        }
+        applied
+    }
+
+    fn apply_one(&self, document: &Document) -> Result<Outcome, String> {
+        let say = |why: String| format!("{}: {}: {why}", document.origin, document.key);
+        self.check_cluster_ip(document).map_err(&say)?;
+        self.lab
+            .api
+            .apply(&document.key, &document.value)
+            .map_err(|error| say(error.to_string()))
+    }
+
+    /// What the API server would refuse of an address that the user chose.
+    fn check_cluster_ip(&self, document: &Document) -> Result<(), String> {
+        let key = &document.key;
+        let wanted = document.value["spec"]["clusterIP"]
+            .as_str()
+            .unwrap_or_default();
+        if key.kind != "Service" || !key.group.is_empty() || matches!(wanted, "" | "None") {
+            return Ok(());
+        }
+        if !endpoints::in_service_cidr(wanted) {
+            return Err(format!(
+                "spec.clusterIP: {wanted:?} is no address of {SERVICE_CIDR}"
+            ));
+        }
+        let taken = self.lab.api.list("", "Service").into_iter();
+        let mut others = taken.filter(|(other, _)| other != key);
+        match others.find(|(_, service)| service["spec"]["clusterIP"] == wanted) {
+            Some((other, _)) => Err(format!("spec.clusterIP: {wanted} belongs to {other}")),
+            None => Ok(()),
+        }
+    }
+
+    fn delete(&self, texts: &[Text]) -> Applied {
+        let parsed = manifests::parse(texts);
+        let mut applied = Applied {
+            errors: parsed
+                .errors
+                .into_iter()
+                .map(|invalid| invalid.message)
+                .collect(),
+            ..Applied::default()
+        };
+        for document in in_order(parsed.documents).into_iter().rev() {
+            match reconcile::delete(&self.lab.api, &document.key) {
+                Ok(true) => applied.done.push((document.key, Outcome::Deleted)),
+                Ok(false) => applied.errors.push(format!("{} not found", document.key)),
+                Err(error) => applied.errors.push(format!("{}: {error}", document.key)),
+            }
+        }
+        applied
+    }
+
+    /// Applies what changed in the followed files, and deletes what is no longer in them. A
+    /// document that can't be used leaves its object, and all others of its file, as they were.
+    pub(crate) fn follow(&self) {
+        let mut followed = self.followed.lock();
+        let mut invalid = Vec::new();
+        let mut texts = Vec::new();
+        for path in &self.files {
+            match manifests::read(std::slice::from_ref(path)) {
+                Ok(read) => texts.extend(read),
+                Err(message) => {
+                    invalid.push(Invalid {
+                        file: path.display().to_string(),
+                        message,
+                    });
+                }
+            }
+        }
+        let parsed = manifests::parse(&texts);
+        invalid.extend(parsed.errors);
+        let mut held = BTreeMap::new();
+        for document in in_order(parsed.documents) {
+            held.insert(document.key.clone(), document.file.clone());
+            if self.lab.api.was_applied(&document.key, &document.value) {
+                continue;
+            }
+            match self.apply_one(&document) {
+                Ok(Outcome::Unchanged) => {}
+                Ok(outcome) => tracing::info!("{} {outcome}", kinds::reference(&document.key)),
+                Err(message) => invalid.push(Invalid {
+                    file: document.file,
+                    message,
+                }),
+            }
+        }
+        let broken: BTreeSet<&str> = invalid.iter().map(|i| i.file.as_str()).collect();
+        for (key, file) in &followed.held {
+            if held.contains_key(key) {
+                continue;
+            }
+            // A followed path that can't be read is broken as a whole, with all below it.
+            if broken
+                .iter()
+                .any(|broken| std::path::Path::new(file).starts_with(broken))
+            {
+                held.insert(key.clone(), file.clone());
+                continue;
+            }
+            match reconcile::delete(&self.lab.api, key) {
+                Ok(_) => tracing::info!("{} deleted", kinds::reference(key)),
+                Err(error) => tracing::error!(%error, object = %key, "can't be deleted"),
+            }
+        }
+        for new in invalid.iter().filter(|new| !followed.invalid.contains(new)) {
+            tracing::warn!("{}", new.message);
+        }
+        *followed = Followed { held, invalid };
+    }
+
+    fn get(&self, kind: &str, namespace: Option<&str>, name: Option<&str>) -> Answer {
+        let keys = self.lab.api.keys();
+        let Some((group, kind)) = kinds::resolve(kind, &keys) else {
+            return Answer::Error(format!("there is no kind {kind:?} in the lab"));
+        };
+        let scoped = !weft_source::defaults::is_cluster_scoped(&kind);
+        let wanted = keys.iter().filter(|key| {
+            key.group == group
+                && key.kind == kind
+                && (!scoped || namespace.is_none_or(|namespace| namespace == key.namespace))
+                && name.is_none_or(|name| name == key.name)
+        });
+        let objects: Vec<Value> = wanted.filter_map(|key| self.lab.api.show(key)).collect();
+        match name {
+            Some(name) if objects.is_empty() => {
+                let namespace = namespace.filter(|_| scoped).unwrap_or_default();
+                Answer::Error(format!(
+                    "{} not found",
+                    super::api::key(&group, &kind, namespace, name)
+                ))
+            }
+            _ => Answer::Objects(objects),
+        }
+    }
+
+    async fn status(&self) -> LabStatus {
+        let controller_invalid = if self.lab.mesh {
+            parts::invalid(&self.lab).await
+        } else {
+            None
+        };
+        let api = &self.lab.api;
+        let keys = api.keys();
+        let pods = keys
+            .iter()
+            .filter(|key| key.group.is_empty() && key.kind == "Pod");
+        let routes = keys.iter().filter(|key| kinds::is_route(key));
+        let shown = |key: &ObjectKey| api.show(key).unwrap_or_else(|| json!({}));
+        LabStatus {
+            name: self.lab.plan.name.clone(),
+            mesh: self.lab.mesh,
+            folder: self.lab.paths.root().display().to_string(),
+            started: self.started.load(Ordering::Acquire),
+            parts: self.parts.status(),
+            pods: pods.map(|key| view::pod_row(&shown(key))).collect(),
+            routes: routes
+                .flat_map(|key| view::route_rows(&shown(key)))
+                .collect(),
+            invalid: self.followed.lock().invalid.clone(),
+            controller_invalid,
+        }
+    }
+}
+
+fn in_order(mut documents: Vec<Document>) -> Vec<Document> {
+    let rank = |document: &Document| {
+        ORDER
+            .iter()
+            .position(|kind| *kind == document.key.kind)
+            .unwrap_or(ORDER.len())
+    };
+    documents.sort_by_key(rank);
+    documents
+}

@@ -1,0 +1,149 @@
+//! Links, addresses and routes of the fabric and the nodes, over rtnetlink.
+//!
+//! In: the [`Plan`]. Out: a bridge in the fabric's namespace, a veth to each node, static routes
+//! to every node's pods; no masquerading anywhere, so that addresses mean what they say.
+
+use std::{fs, future::Future, os::fd::AsRawFd};
+
+use anyhow::Context;
+use futures::TryStreamExt;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::{
+    netns,
+    plan::{Cidr, FABRIC_BRIDGE, NODE_LINK, NodePlan, Plan, SERVICE_CIDR},
+};
+
+/// Runs netlink requests inside a namespace.
+fn within<T, F>(name: &str, work: impl FnOnce(Handle) -> F + Send) -> anyhow::Result<T>
+where
+    T: Send,
+    F: Future<Output = anyhow::Result<T>>,
+{
+    netns::run(name, || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            let connection = tokio::spawn(connection);
+            let result = work(handle).await;
+            connection.abort();
+            result
+        })
+    })?
+}
+
+async fn index(handle: &Handle, name: &str) -> anyhow::Result<u32> {
+    let mut found = handle.link().get().match_name(name.to_owned()).execute();
+    let link = found
+        .try_next()
+        .await
+        .with_context(|| format!("link {name}"))?
+        .with_context(|| format!("link {name} does not exist"))?;
+    Ok(link.header.index)
+}
+
+async fn up(handle: &Handle, index: u32) -> anyhow::Result<()> {
+    let message = LinkUnspec::new_with_index(index).up().build();
+    Ok(handle.link().set(message).execute().await?)
+}
+
+async fn route(handle: &Handle, to: Cidr, via: std::net::IpAddr) -> anyhow::Result<()> {
+    let message = RouteMessageBuilder::<std::net::IpAddr>::new()
+        .destination_prefix(to.address, to.prefix)?
+        .gateway(via)?
+        .build();
+    handle
+        .route()
+        .add(message)
+        .execute()
+        .await
+        .with_context(|| format!("route to {to} via {via}"))
+}
+
+/// Brings a namespace's loopback up.
+pub(crate) fn loopback_up(name: &str) -> anyhow::Result<()> {
+    within(name, |handle| async move {
+        let lo = index(&handle, "lo").await?;
+        up(&handle, lo).await
+    })
+}
+
+/// Makes the fabric's bridge; its namespace exists.
+pub(crate) fn fabric(plan: &Plan) -> anyhow::Result<()> {
+    within(&plan.fabric.netns, |handle| async move {
+        handle
+            .link()
+            .add(LinkBridge::new(FABRIC_BRIDGE).build())
+            .execute()
+            .await
+            .context("the fabric's bridge")?;
+        let bridge = index(&handle, FABRIC_BRIDGE).await?;
+        for cidr in &plan.fabric.addresses {
+            let address = handle.address().add(bridge, cidr.address, cidr.prefix);
+            address.execute().await?;
+        }
+        up(&handle, bridge).await
+    })
+}
+
+/// Joins a node to the fabric, and sets what a router needs. Both namespaces exist.
+pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
+    let target = fs::File::open(netns::path(&node.netns))?;
+    let peer = format!("{}-peer", node.name);
+    within(&plan.fabric.netns, |handle| async move {
+        handle
+            .link()
+            .add(LinkVeth::new(&node.name, &peer).build())
+            .execute()
+            .await?;
+        let bridge = index(&handle, FABRIC_BRIDGE).await?;
+        let port = index(&handle, &node.name).await?;
+        let message = LinkUnspec::new_with_index(port).controller(bridge).up();
+        handle.link().set(message.build()).execute().await?;
+        let peer = index(&handle, &peer).await?;
+        let message = LinkUnspec::new_with_index(peer)
+            .name(NODE_LINK)
+            .setns_by_fd(target.as_raw_fd());
+        handle.link().set(message.build()).execute().await?;
+        for cidr in &node.pod_cidrs {
+            route(&handle, *cidr, node.address()).await?;
+        }
+        anyhow::Ok(())
+    })
+    .with_context(|| format!("node {}: its link to the fabric", node.name))?;
+
+    within(&node.netns, |handle| async move {
+        let link = index(&handle, NODE_LINK).await?;
+        for cidr in &node.addresses {
+            let address = handle.address().add(link, cidr.address, cidr.prefix);
+            address.execute().await?;
+        }
+        up(&handle, link).await?;
+        for other in plan.nodes.iter().filter(|other| other.name != node.name) {
+            for cidr in &other.pod_cidrs {
+                route(&handle, *cidr, other.address()).await?;
+            }
+        }
+        // The node's own dials to a Service need a route before they are translated.
+        route(&handle, SERVICE_CIDR, plan.controller()).await
+    })
+    .with_context(|| format!("node {}: addresses and routes", node.name))?;
+
+    netns::sysctl(
+        &node.netns,
+        &[
+            ("net/ipv4/ip_forward", "1"),
+            // Strict: the mesh must hold where distributions set it.
+            ("net/ipv4/conf/all/rp_filter", "1"),
+            ("net/ipv4/conf/default/rp_filter", "1"),
+        ],
+    )
+}
+
+/// Lets replies between two pods of one node pass the node's address translation, as Kubernetes
+/// asks of its nodes. False if this kernel can't.
+pub(crate) fn bridge_netfilter(node: &NodePlan) -> bool {
+    netns::sysctl(&node.netns, &[("net/bridge/bridge-nf-call-iptables", "1")]).is_ok()
+}

@@ -1,0 +1,107 @@
+//! `weft lab`: the mesh on one machine. Nodes are network namespaces on a bridge, pods are network
+//! namespaces made by the real CNI chain, the API is a folder; every other program is the one that
+//! runs on Kubernetes. This module knows the commands; each has a module of its own.
+
+mod api;
+mod apply;
+mod client;
+mod cni;
+mod container;
+mod daemon;
+mod deployments;
+mod down;
+mod endpoints;
+mod exec;
+mod get;
+mod handler;
+mod http;
+mod kinds;
+mod kubeproxy;
+#[expect(clippy::module_inception, reason = "it is what the module is about")]
+mod lab;
+mod links;
+mod logs;
+mod manifests;
+mod netns;
+mod parts;
+mod paths;
+mod plan;
+mod pod;
+mod podspec;
+mod preflight;
+mod probe;
+mod procs;
+mod progress;
+mod protocol;
+mod reconcile;
+mod services;
+mod shim;
+mod sweep;
+mod table;
+mod up;
+mod view;
+
+use std::{ffi::OsString, path::Path, process::ExitCode};
+
+use clap::Subcommand;
+
+/// `weft lab`.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Args {
+    /// Which lab: several run side by side.
+    #[arg(
+        long = "name",
+        global = true,
+        default_value = "weft",
+        value_name = "NAME"
+    )]
+    lab: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Command {
+    /// Start a lab from manifests.
+    Up(up::Args),
+    /// Apply manifests to a running lab.
+    Apply(apply::ApplyArgs),
+    /// Delete what manifests name, or one object.
+    Delete(apply::DeleteArgs),
+    /// Set and remove labels of an object.
+    Label(apply::LabelArgs),
+    /// Run a command in a pod.
+    Exec(exec::Args),
+    /// Show what pods and parts wrote.
+    Logs(logs::Args),
+    /// Show the lab's parts, pods and routes.
+    Status(get::StatusArgs),
+    /// Show objects as the API would.
+    Get(get::GetArgs),
+    /// Take a lab down, also one that was killed.
+    Down(down::Args),
+}
+
+/// Runs a lab command.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let lab = &args.lab;
+    match &args.command {
+        Command::Up(args) => up::run(lab, args),
+        Command::Apply(args) => apply::apply(lab, args),
+        Command::Delete(args) => apply::delete(lab, args),
+        Command::Label(args) => apply::label(lab, args),
+        Command::Exec(args) => exec::run(lab, args),
+        Command::Logs(args) => logs::run(lab, args),
+        Command::Status(args) => get::status(lab, args),
+        Command::Get(args) => get::get(lab, args),
+        Command::Down(args) => down::run(lab, args),
+    }
+}
+
+/// Becomes a process of a pod; returns only on failure.
+pub(crate) fn pod_exec(file: &Path, command: &[OsString]) -> ExitCode {
+    let error = shim::run(file, command);
+    eprintln!("weft: {error:#}");
+    // As shells have it for what can't be run.
+    ExitCode::from(127)
+}

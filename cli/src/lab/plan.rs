@@ -1,0 +1,235 @@
+//! Names and addresses of a lab. In: its name, the number of nodes and zones. Out: every network
+//! namespace, address and subnet; nothing else in the lab invents one.
+//!
+//! Addresses are lists, one entry a family, so that a second family is an addition here.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Most nodes that the address plan has room for.
+pub(crate) const MAX_NODES: u8 = 50;
+/// Longest name of a lab: socket paths below its state folder must stay under 108 bytes.
+pub(crate) const MAX_NAME: usize = 30;
+/// The controller's xDS and CA port, and its HTTP port.
+pub(crate) const CONTROLLER_PORT: u16 = weft_api::names::PORT_CONTROLLER;
+pub(crate) const CONTROLLER_HTTP_PORT: u16 = weft_api::names::PORT_METRICS;
+/// The bridge that joins the nodes, in the fabric's namespace.
+pub(crate) const FABRIC_BRIDGE: &str = "br0";
+/// The bridge that joins a node's pods, in the node's namespace.
+pub(crate) const POD_BRIDGE: &str = "cni0";
+/// A node's link to the fabric.
+pub(crate) const NODE_LINK: &str = "eth0";
+
+/// A subnet, or an address with its prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cidr {
+    pub(crate) address: IpAddr,
+    pub(crate) prefix: u8,
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Cidr {
+    const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            prefix,
+        }
+    }
+}
+
+/// Where clusterIPs come from.
+pub(crate) const SERVICE_CIDR: Cidr = Cidr::v4(10, 96, 0, 0, 16);
+
+/// The whole lab.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) fabric: Fabric,
+    pub(crate) nodes: Vec<NodePlan>,
+}
+
+/// The namespace that holds the bridge and the controller.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Fabric {
+    pub(crate) netns: String,
+    pub(crate) addresses: Vec<Cidr>,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NodePlan {
+    pub(crate) name: String,
+    pub(crate) zone: String,
+    pub(crate) netns: String,
+    /// The pod network of the node's proxy.
+    pub(crate) proxy_netns: String,
+    pub(crate) addresses: Vec<Cidr>,
+    pub(crate) pod_cidrs: Vec<Cidr>,
+}
+
+impl NodePlan {
+    /// The address by which others reach the node.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.addresses[0].address
+    }
+}
+
+/// Why a lab can't be planned.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub(crate) enum PlanError {
+    #[error(
+        "lab name {0:?} is not a DNS label of at most {MAX_NAME} characters (a-z, 0-9 and -): choose another"
+    )]
+    Name(String),
+    #[error("{0} nodes: a lab has 1 to {MAX_NODES}")]
+    Nodes(u8),
+    #[error("{0} zones: a lab has at least 1, and not more than nodes")]
+    Zones(u8),
+}
+
+impl Plan {
+    /// Plans a lab; nodes are spread over the zones in turn.
+    pub(crate) fn new(name: &str, nodes: u8, zones: Option<u8>) -> Result<Self, PlanError> {
+        check_name(name)?;
+        if nodes == 0 || nodes > MAX_NODES {
+            return Err(PlanError::Nodes(nodes));
+        }
+        let zones = zones.unwrap_or(nodes);
+        if zones == 0 || zones > nodes {
+            return Err(PlanError::Zones(zones));
+        }
+        let nodes = (1..=nodes)
+            .map(|i| NodePlan {
+                name: format!("n{i}"),
+                zone: format!("zone-{}", (i - 1) % zones + 1),
+                netns: format!("weft-{name}-n{i}"),
+                proxy_netns: format!("weft-{name}-n{i}-proxy"),
+                addresses: vec![Cidr::v4(10, 240, 0, 10 + i, 24)],
+                pod_cidrs: vec![Cidr::v4(10, 244, i, 0, 24)],
+            })
+            .collect();
+        Ok(Self {
+            name: name.to_owned(),
+            fabric: Fabric {
+                netns: format!("weft-{name}-fabric"),
+                addresses: vec![Cidr::v4(10, 240, 0, 1, 24)],
+            },
+            nodes,
+        })
+    }
+
+    /// The address of the controller.
+    pub(crate) fn controller(&self) -> IpAddr {
+        self.fabric.addresses[0].address
+    }
+
+    /// A node by its name.
+    pub(crate) fn node(&self, name: &str) -> Option<&NodePlan> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// The network namespace of a pod. Dots, which neither lab names nor namespaces have, keep
+    /// `a-b`/`c` and `a`/`b-c` apart.
+    pub(crate) fn pod_netns(&self, namespace: &str, name: &str) -> String {
+        format!("weft-{}-p.{namespace}.{name}", self.name)
+    }
+}
+
+/// Whether a name can be a lab's: it becomes part of network namespaces' names and of paths.
+pub(crate) fn check_name(name: &str) -> Result<(), PlanError> {
+    let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let valid = !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name.chars().all(label)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if valid {
+        Ok(())
+    } else {
+        Err(PlanError::Name(name.to_owned()))
+    }
+}
+
+/// Whether a network namespace belongs to the lab, by its name alone: what `down` goes by when
+/// there is no record left.
+pub(crate) fn owns_netns(lab: &str, netns: &str) -> bool {
+    let Some(rest) = netns
+        .strip_prefix("weft-")
+        .and_then(|r| r.strip_prefix(lab))
+        .and_then(|r| r.strip_prefix('-'))
+    else {
+        return false;
+    };
+    let node = |text: &str| {
+        text.strip_prefix('n')
+            .is_some_and(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()))
+    };
+    rest == "fabric"
+        || rest.starts_with("p.")
+        || node(rest)
+        || rest.strip_suffix("-proxy").is_some_and(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_get_distinct_names_addresses_and_subnets() {
+        let plan = Plan::new("weft", 3, Some(2)).unwrap();
+        let of = |f: fn(&NodePlan) -> String| plan.nodes.iter().map(f).collect::<Vec<_>>();
+        assert_eq!(
+            of(|n| n.netns.clone()),
+            ["weft-weft-n1", "weft-weft-n2", "weft-weft-n3"]
+        );
+        assert_eq!(of(|n| n.zone.clone()), ["zone-1", "zone-2", "zone-1"]);
+        assert_eq!(
+            of(|n| n.addresses[0].to_string()),
+            ["10.240.0.11/24", "10.240.0.12/24", "10.240.0.13/24"]
+        );
+        assert_eq!(
+            of(|n| n.pod_cidrs[0].to_string()),
+            ["10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"]
+        );
+        assert_eq!(plan.controller().to_string(), "10.240.0.1");
+    }
+
+    #[test]
+    fn a_lab_that_does_not_fit_is_refused() {
+        let cases = [
+            ("weft", 0, None, PlanError::Nodes(0)),
+            ("weft", 51, None, PlanError::Nodes(51)),
+            ("weft", 2, Some(3), PlanError::Zones(3)),
+            ("weft", 2, Some(0), PlanError::Zones(0)),
+            ("a.b", 2, None, PlanError::Name("a.b".into())),
+            ("-a", 2, None, PlanError::Name("-a".into())),
+            ("", 2, None, PlanError::Name(String::new())),
+        ];
+        for (name, nodes, zones, expected) in cases {
+            assert_eq!(Plan::new(name, nodes, zones), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_netns_belongs_to_one_lab_even_if_one_name_begins_another() {
+        let cases = [
+            ("a", "weft-a-fabric", true),
+            ("a", "weft-a-n1", true),
+            ("a", "weft-a-n12-proxy", true),
+            ("a", "weft-a-p.shop.client-1", true),
+            ("a", "weft-a-n1-fabric", false),
+            ("a-n1", "weft-a-n1-fabric", true),
+            ("a", "weft-a-n1-n1-proxy", false),
+            ("a", "weft-a-b-n1", false),
+            ("a", "weft-a-n", false),
+            ("a", "something-else", false),
+        ];
+        for (lab, netns, expected) in cases {
+            assert_eq!(owns_netns(lab, netns), expected, "{lab} {netns}");
+        }
+    }
+}

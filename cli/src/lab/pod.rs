@@ -1,0 +1,556 @@
+//! The kubelet's part for one pod. In: the Pod object, bound to a node. Out: its network (through
+//! the CNI chain), its containers' processes, its status in the API. Ends when the pod was deleted
+//! and everything of it is gone.
+
+use std::{fs, net::IpAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use weft_source::ObjectKey;
+
+use super::{
+    api::now,
+    cni,
+    container::{Container, Enter, State, Status},
+    lab::Lab,
+    netns,
+    plan::NodePlan,
+    podspec::{self, ContainerPlan, PodPlan},
+    procs,
+    shim::PodExec,
+};
+
+/// Back-off between attempts at attaching a pod.
+const FIRST_BACKOFF: Duration = Duration::from_millis(300);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Between the endpoint's change to terminating and SIGTERM: what the change needs to reach
+/// every proxy. A kubelet takes about as long to hear of a deletion.
+const ENDPOINTS_LEAD: Duration = Duration::from_millis(400);
+/// Reason of a pod that the lab can't run as it is written.
+pub(crate) const CONFIG_ERROR: &str = "CreateContainerConfigError";
+/// Reason of a pod whose network can't be made.
+pub(crate) const SANDBOX_ERROR: &str = "FailedCreatePodSandBox";
+
+/// What is known of a pod; becomes its status.
+#[derive(Clone, Debug)]
+struct Report {
+    node_address: String,
+    started: String,
+    addresses: Vec<IpAddr>,
+    reason: &'static str,
+    message: String,
+    initialized: bool,
+    init: Vec<(String, Status)>,
+    containers: Vec<(String, Status)>,
+}
+
+/// One pod on its node.
+struct Runner {
+    lab: Arc<Lab>,
+    key: ObjectKey,
+    node: NodePlan,
+    pod: Pod,
+    netns: String,
+    host_network: bool,
+    deleted: CancellationToken,
+    report: Mutex<Report>,
+}
+
+/// Runs a pod from its binding to its removal.
+pub(crate) async fn run(
+    lab: Arc<Lab>,
+    key: ObjectKey,
+    pod: Pod,
+    node: NodePlan,
+    deleted: CancellationToken,
+) {
+    let host_network = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.host_network)
+        .unwrap_or(false);
+    let netns = if host_network {
+        node.netns.clone()
+    } else {
+        lab.plan.pod_netns(&key.namespace, &key.name)
+    };
+    let report = Report {
+        node_address: node.address().to_string(),
+        started: now(),
+        addresses: Vec::new(),
+        reason: "",
+        message: String::new(),
+        initialized: false,
+        init: Vec::new(),
+        containers: Vec::new(),
+    };
+    let runner = Runner {
+        report: Mutex::new(report),
+        lab,
+        key,
+        node,
+        pod,
+        netns,
+        host_network,
+        deleted,
+    };
+    runner.run().await;
+}
+
+impl Runner {
+    async fn run(&self) {
+        // Before anything is made: what can't be run needs no network.
+        if let Err(why) = podspec::plan(&self.pod, &[], &self.node.name) {
+            tracing::warn!("{why}");
+            self.change(|report| {
+                report.reason = CONFIG_ERROR;
+                report.message = why;
+            });
+            self.deleted.cancelled().await;
+            self.remove();
+            return;
+        }
+        self.change(|_| {});
+        if let Some(result) = self.attach().await {
+            let addresses = if self.host_network {
+                vec![self.node.address()]
+            } else {
+                cni::addresses(&result)
+            };
+            self.change(|report| {
+                report.addresses.clone_from(&addresses);
+                report.reason = "";
+                report.message.clear();
+            });
+            match podspec::plan(&self.pod, &addresses, &self.node.name) {
+                Ok(plan) => self.containers(plan, &addresses).await,
+                Err(why) => tracing::error!("{why}"),
+            }
+            self.deleted.cancelled().await;
+            self.detach(&result);
+        }
+        self.remove();
+    }
+
+    /// Attaches the pod, trying again until it works; none if the pod was deleted before.
+    async fn attach(&self) -> Option<Value> {
+        if self.host_network {
+            return Some(Value::Null);
+        }
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let error = match self.blocking(|runner| runner.sandbox(|sandbox| sandbox.add())) {
+                Ok(result) => return Some(result),
+                Err(error) => format!("{error:#}"),
+            };
+            tracing::warn!(pod = %self.name(), error, "the pod's network can't be made");
+            self.change(|report| {
+                report.reason = SANDBOX_ERROR;
+                report.message = error;
+            });
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                () = self.deleted.cancelled() => {
+                    let _ = netns::remove(&self.netns);
+                    return None;
+                }
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    fn sandbox<T>(
+        &self,
+        work: impl FnOnce(&cni::Sandbox<'_>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        if !netns::path(&self.netns).exists() {
+            netns::create(&self.netns)?;
+        }
+        let conflist = self
+            .lab
+            .conflist(&self.node.name)
+            .context("the node's CNI configuration")?;
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let id = uid.replace('-', "");
+        work(&cni::Sandbox {
+            conflist,
+            path: &self.lab.cni_path,
+            node_netns: &self.node.netns,
+            container_id: &id,
+            netns: &netns::path(&self.netns),
+            args: vec![
+                ("K8S_POD_NAMESPACE", self.key.namespace.clone()),
+                ("K8S_POD_NAME", self.key.name.clone()),
+                ("K8S_POD_INFRA_CONTAINER_ID", id.clone()),
+                ("K8S_POD_UID", uid),
+            ],
+        })
+    }
+
+    /// Runs what blocks (plugins) without holding up the runtime's other tasks.
+    fn blocking<T>(&self, work: impl FnOnce(&Self) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        tokio::task::block_in_place(|| work(self))
+    }
+
+    async fn containers(&self, plan: PodPlan, addresses: &[IpAddr]) {
+        if let Err(error) = self.write_files(&plan, addresses) {
+            tracing::error!(pod = %self.name(), error = %format!("{error:#}"), "pod can't be prepared");
+            self.change(|report| {
+                report.reason = CONFIG_ERROR;
+                report.message = format!("pod {}: {error:#}", self.name());
+            });
+            return;
+        }
+        let Some(address) = addresses.first().copied() else {
+            return;
+        };
+        let names = |plans: &[ContainerPlan]| -> Vec<(String, Status)> {
+            plans
+                .iter()
+                .map(|plan| (plan.name.clone(), Status::new()))
+                .collect()
+        };
+        self.change(|report| {
+            report.init = names(&plan.init);
+            report.containers = names(&plan.containers);
+        });
+        let stop = CancellationToken::new();
+        let stopper = async {
+            self.deleted.cancelled().await;
+            if self.lab.mesh {
+                tokio::time::sleep(ENDPOINTS_LEAD).await;
+            }
+            stop.cancel();
+            std::future::pending::<()>().await;
+        };
+        let all = async {
+            for (index, container) in plan.init.into_iter().enumerate() {
+                let container = self.container(container, plan.grace, address, &stop);
+                let success = container
+                    .run(&|status| self.change(|report| report.init[index].1 = status.clone()))
+                    .await;
+                if !success {
+                    return;
+                }
+            }
+            self.change(|report| report.initialized = true);
+            let runs = plan
+                .containers
+                .into_iter()
+                .enumerate()
+                .map(|(index, container)| {
+                    let container = self.container(container, plan.grace, address, &stop);
+                    async move {
+                        let report = |status: &Status| {
+                            self.change(|r| r.containers[index].1 = status.clone())
+                        };
+                        container.run(&report).await
+                    }
+                });
+            futures::future::join_all(runs).await;
+        };
+        tokio::select! {
+            () = all => {}
+            () = stopper => {}
+        }
+    }
+
+    fn container(
+        &self,
+        plan: ContainerPlan,
+        grace: Duration,
+        address: IpAddr,
+        stop: &CancellationToken,
+    ) -> Container {
+        let (namespace, pod) = (&self.key.namespace, &self.key.name);
+        Container {
+            name: format!("{namespace}/{pod}/{}", plan.name),
+            enter: Enter {
+                weft: self.lab.weft.clone(),
+                file: self.lab.paths.container(namespace, pod, &plan.name),
+            },
+            log: self.lab.paths.container_log(namespace, pod, &plan.name),
+            plan,
+            node_netns: self.node.netns.clone(),
+            address,
+            grace,
+            stop: stop.clone(),
+        }
+    }
+
+    fn write_files(&self, plan: &PodPlan, addresses: &[IpAddr]) -> anyhow::Result<()> {
+        let (namespace, pod) = (&self.key.namespace, &self.key.name);
+        let folder = self.lab.paths.pod(namespace, pod);
+        fs::create_dir_all(&folder)?;
+        let hosts = folder.join("hosts");
+        fs::write(
+            &hosts,
+            super::reconcile::hosts(&self.lab, namespace, &plan.hostname, addresses),
+        )?;
+        for container in plan.init.iter().chain(&plan.containers) {
+            let exec = PodExec {
+                netns: netns::path(&self.netns),
+                hostname: plan.hostname.clone(),
+                hosts: hosts.clone(),
+                resolv: self.lab.resolv(),
+                working_dir: container.working_dir.clone(),
+                env: container.env.clone(),
+                command: container.command.clone(),
+                programs: self.lab.programs.clone(),
+            };
+            let file = self.lab.paths.container(namespace, pod, &container.name);
+            super::paths::write_atomic(&file, &serde_json::to_vec_pretty(&exec)?)?;
+        }
+        Ok(())
+    }
+
+    fn detach(&self, result: &Value) {
+        if self.host_network {
+            return;
+        }
+        let detached = self.blocking(|runner| {
+            // What the containers left behind, and what `weft lab exec` still runs here.
+            procs::kill_all(std::slice::from_ref(&runner.netns), Duration::ZERO);
+            runner.sandbox(|sandbox| sandbox.delete(Some(result)))
+        });
+        if let Err(error) = detached {
+            tracing::warn!(pod = %self.name(), error = %format!("{error:#}"), "CNI DEL failed");
+        }
+        if let Err(error) = netns::remove(&self.netns) {
+            tracing::warn!(pod = %self.name(), %error, "network namespace can't be removed");
+        }
+    }
+
+    fn remove(&self) {
+        let folder = self.lab.paths.pod(&self.key.namespace, &self.key.name);
+        let _ = fs::remove_dir_all(folder);
+        if let Err(error) = self.lab.api.remove(&self.key) {
+            tracing::error!(pod = %self.name(), %error, "pod can't be removed from the API");
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.key.namespace, self.key.name)
+    }
+
+    /// Changes the report and publishes it.
+    fn change(&self, change: impl FnOnce(&mut Report)) {
+        let mut report = self.report.lock();
+        change(&mut report);
+        let restart = self
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.restart_policy.as_deref());
+        let status = status(&report, restart.unwrap_or("Always") == "Always");
+        let updated = self.lab.api.update(&self.key, |object| {
+            let status = keep_transition_times(status, &object["status"]);
+            object["status"] = status;
+        });
+        if let Err(error) = updated {
+            tracing::error!(pod = %self.name(), %error, "the pod's status can't be written");
+        }
+    }
+}
+
+fn status(report: &Report, always: bool) -> Value {
+    let ended = |(_, status): &(String, Status)| match status.state {
+        State::Terminated { code, .. } => Some(code),
+        _ => None,
+    };
+    let has = !report.containers.is_empty();
+    let codes: Option<Vec<i32>> = report.containers.iter().map(ended).collect();
+    let init_failed = report.init.iter().filter_map(ended).any(|code| code != 0);
+    let running = report
+        .containers
+        .iter()
+        .any(|(_, s)| s.state != Status::new().state);
+    let phase = match codes {
+        Some(codes) if has && !always => {
+            if codes.iter().all(|code| *code == 0) {
+                "Succeeded"
+            } else {
+                "Failed"
+            }
+        }
+        _ if init_failed => "Failed",
+        _ if running => "Running",
+        _ => "Pending",
+    };
+    let ready = has && phase == "Running" && report.containers.iter().all(|(_, s)| s.ready);
+    let waiting: Vec<String> = report
+        .init
+        .iter()
+        .chain(&report.containers)
+        .filter(|(_, s)| !s.ready)
+        .filter_map(|(name, s)| match &s.state {
+            State::Waiting { message, .. } if !message.is_empty() => {
+                Some(format!("container {name}: {message}"))
+            }
+            State::Running { .. } if !s.note.is_empty() => {
+                Some(format!("container {name}: {}", s.note))
+            }
+            State::Terminated { code, .. } if *code != 0 => {
+                Some(format!("container {name}: exited with {code}"))
+            }
+            _ => None,
+        })
+        .collect();
+    let condition = |kind: &str, holds: bool, message: &str| {
+        let mut condition = json!({
+            "type": kind,
+            "status": if holds { "True" } else { "False" },
+            "lastTransitionTime": now(),
+        });
+        if !message.is_empty() {
+            condition["message"] = message.into();
+        }
+        condition
+    };
+    let containers = |all: &[(String, Status)]| -> Value {
+        all.iter()
+            .map(|(name, status)| {
+                json!({
+                    "name": name,
+                    "ready": status.ready,
+                    "started": matches!(status.state, State::Running { .. }),
+                    "restartCount": status.restarts,
+                    "state": status.state.to_json(),
+                    "lastState": status.last.as_ref().map_or(json!({}), State::to_json),
+                    "image": "",
+                    "imageID": "",
+                })
+            })
+            .collect()
+    };
+    let message = if report.message.is_empty() {
+        waiting.join("; ")
+    } else {
+        report.message.clone()
+    };
+    let mut value = json!({
+        "phase": phase,
+        "conditions": [
+            condition("PodScheduled", true, ""),
+            condition("Initialized", report.initialized, ""),
+            condition("ContainersReady", ready, &waiting.join("; ")),
+            condition("Ready", ready, &message),
+        ],
+        "hostIP": report.node_address,
+        "startTime": report.started,
+        "containerStatuses": containers(&report.containers),
+    });
+    if !report.init.is_empty() {
+        value["initContainerStatuses"] = containers(&report.init);
+    }
+    if let Some(first) = report.addresses.first() {
+        value["podIP"] = first.to_string().into();
+        value["podIPs"] = report
+            .addresses
+            .iter()
+            .map(|ip| json!({"ip": ip.to_string()}))
+            .collect();
+    }
+    if !report.reason.is_empty() {
+        value["reason"] = report.reason.into();
+        value["message"] = report.message.clone().into();
+    }
+    value
+}
+
+/// A condition that has not changed keeps the time since when it holds.
+fn keep_transition_times(mut status: Value, old: &Value) -> Value {
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        let before = old["conditions"].as_array().into_iter().flatten();
+        let same =
+            |o: &&Value| o["type"] == condition["type"] && o["status"] == condition["status"];
+        if let Some(before) = before.into_iter().find(same) {
+            condition["lastTransitionTime"] = before["lastTransitionTime"].clone();
+        }
+    }
+    status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(states: Vec<Status>) -> Report {
+        Report {
+            node_address: "10.240.0.11".into(),
+            started: String::new(),
+            addresses: vec!["10.244.1.2".parse().unwrap()],
+            reason: "",
+            message: String::new(),
+            initialized: true,
+            init: Vec::new(),
+            containers: states.into_iter().map(|s| ("c".to_owned(), s)).collect(),
+        }
+    }
+
+    fn in_state(state: State, ready: bool) -> Status {
+        Status {
+            state,
+            ready,
+            ..Status::new()
+        }
+    }
+
+    #[test]
+    fn a_pods_phase_and_readiness_follow_from_its_containers() {
+        let running = |ready| {
+            in_state(
+                State::Running {
+                    since: String::new(),
+                },
+                ready,
+            )
+        };
+        let ended = |code| {
+            in_state(
+                State::Terminated {
+                    code,
+                    since: String::new(),
+                    at: String::new(),
+                },
+                false,
+            )
+        };
+        let cases = [
+            (vec![running(true), running(true)], true, "Running", "True"),
+            (
+                vec![running(true), running(false)],
+                true,
+                "Running",
+                "False",
+            ),
+            (vec![Status::new()], true, "Pending", "False"),
+            (vec![ended(0), ended(0)], false, "Succeeded", "False"),
+            (vec![ended(0), ended(3)], false, "Failed", "False"),
+            (vec![ended(3)], true, "Running", "False"),
+        ];
+        for (containers, always, phase, ready) in cases {
+            let value = status(&report(containers.clone()), always);
+            assert_eq!(value["phase"], phase, "{containers:?}");
+            assert_eq!(value["conditions"][3]["status"], ready, "{containers:?}");
+        }
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_changes() {
+        let old = json!({"conditions": [
+            {"type": "A", "status": "True", "lastTransitionTime": "then"},
+            {"type": "B", "status": "False", "lastTransitionTime": "then"},
+        ]});
+        let new = json!({"conditions": [
+            {"type": "A", "status": "True", "lastTransitionTime": "now"},
+            {"type": "B", "status": "True", "lastTransitionTime": "now"},
+        ]});
+        let kept = keep_transition_times(new, &old);
+        assert_eq!(kept["conditions"][0]["lastTransitionTime"], "then");
+        assert_eq!(kept["conditions"][1]["lastTransitionTime"], "now");
+    }
+}

@@ -1,0 +1,5 @@
+//! The `weft` program.
+
+fn main() -> std::process::ExitCode {
+    weft_cli::run()
+}
