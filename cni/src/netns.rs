@@ -73,7 +73,11 @@ impl NetNs {
         }
         let stat = rustix::fs::fstat(&fd).map_err(failed("examine"))?;
         let id = Id(stat.st_dev, stat.st_ino);
-        for own in ["/proc/self/ns/net", "/proc/1/ns/net"] {
+        for own in [
+            "/proc/self/ns/net",
+            "/proc/thread-self/ns/net",
+            "/proc/1/ns/net",
+        ] {
             if identify(Path::new(own)) == Some(id) {
                 return Err(NetNsError::NotAPod(path.to_owned()));
             }

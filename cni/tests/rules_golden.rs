@@ -8,7 +8,9 @@ use std::path::Path;
 
 use common::TestNs;
 use serde_json::Value;
-use weft_cni::rules::{Phase, PodRules, apply, inspect, ipv6_is_enabled, plan};
+use weft_cni::rules::{
+    Phase, PodRules, apply, apply_node, inspect, ipv6_is_enabled, plan, plan_node,
+};
 
 fn rules(phase: Phase) -> PodRules {
     PodRules {
@@ -134,6 +136,21 @@ fn without_ipv6_no_rule_and_no_route_speaks_of_it() {
     apply(&netns, &plan).unwrap();
     assert_golden(&ns, "joined-v4-only.json");
     assert!(!ns.output("ip -6 rule").contains("0x111"));
+}
+
+#[test]
+fn the_nodes_rules_mark_probes_and_go_with_the_last_pod() {
+    let ns = TestNs::new();
+    let probed = [("10.1.0.5", 8080), ("fd00::5", 8080), ("10.1.0.6", 9000)]
+        .map(|(address, port)| (address.parse().unwrap(), port));
+    for _ in 0..2 {
+        ns.run(|| apply_node(&plan_node(&probed))).unwrap();
+        assert_golden(&ns, "node.json");
+    }
+    for _ in 0..2 {
+        ns.run(|| apply_node(&plan_node(&[]))).unwrap();
+        assert_golden(&ns, "removed.json");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! annotation on captured pods. An agent that ends leaves captured pods captured.
 
 mod machine;
+mod node;
 mod proxies;
 mod report;
 mod serve;
@@ -56,6 +57,9 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// How long a pod that leaves may keep open connections.
     pub drain_timeout: Duration,
+    /// Whether to keep the rules in the namespace that the agent runs in by which the kubelet's probes
+    /// reach captured pods.
+    pub node_rules: bool,
     /// How long a new pod waits for a proxy before its start is refused; the runtime tries again.
     pub add_timeout: Duration,
     /// Objects come from here.
@@ -99,6 +103,7 @@ pub(crate) struct Context {
     objects_version: tokio::sync::watch::Sender<u64>,
     synced: AtomicBool,
     proxies: Arc<Proxies>,
+    probed: Arc<node::Probed>,
     workers: Mutex<BTreeMap<String, Handle>>,
     /// What the controller had said of a sandbox before its report was taken back.
     acknowledged_before: Mutex<HashMap<String, Option<Acknowledged>>>,
@@ -120,12 +125,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         objects_version: tokio::sync::watch::Sender::new(0),
         synced: AtomicBool::new(false),
         proxies: Arc::default(),
+        probed: Arc::default(),
         workers: Mutex::default(),
         acknowledged_before: Mutex::default(),
     });
     let work = async {
         let watching = tokio::spawn(watch::run(context.clone()));
         context.restore().await;
+        if config.node_rules {
+            // Not before the captured pods are known: their probes must not fail meanwhile.
+            tokio::spawn(context.probed.clone().run());
+        }
         let listener = Listener::bind(&protocol::handover_path(&config.run_dir))?;
         let handover = tokio::spawn(context.proxies.clone().serve(listener));
         info!(node = context.node, "ready");

@@ -175,6 +175,7 @@ impl Worker {
         let mut objects = self.context.objects_version.subscribe();
         let mut vanished = tokio::time::interval(VANISHED_CHECK);
         let mut backoff = BACKOFF.0;
+        self.tell_probed();
         // Between subscription and here labels may have changed.
         self.look();
         while self.view.state.phase != Phase::Gone {
@@ -244,7 +245,22 @@ impl Worker {
                 after.as_str()
             );
         }
+        self.tell_probed();
         self.sender.send_replace(self.view.clone());
+    }
+
+    fn tell_probed(&self) {
+        let sandbox = &self.pod.sandbox;
+        let mut probed = Vec::new();
+        if self.view.state.redirected
+            && self.view.state.phase != Phase::Gone
+            && let Some(desired) = self.pod.desired.lock().as_ref()
+        {
+            for &address in &sandbox.addresses {
+                probed.extend(desired.probe_ports.iter().map(|&port| (address, port)));
+            }
+        }
+        self.context.probed.set(&sandbox.container_id, probed);
     }
 
     /// Looks at what labels say now.

@@ -60,6 +60,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         node: arguments.node,
         run_dir: arguments.run_dir,
         drain_timeout: arguments.drain_timeout,
+        node_rules: true,
         add_timeout: weft_cni::agent::ADD_TIMEOUT,
         source,
         writer,

@@ -126,6 +126,13 @@ fn encode_match(condition: &Match, out: &mut Vec<Expressions>) {
                 not_equal([0; 4]),
             ]);
         }
+        Match::StateNotNew => {
+            out.extend([
+                ct(NFT_CT_STATE),
+                and(CT_STATE_NEW.to_ne_bytes()),
+                equal([0; 4]),
+            ]);
+        }
         Match::NotDestinationNat => {
             out.extend([
                 ct(NFT_CT_STATUS),

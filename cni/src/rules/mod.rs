@@ -7,10 +7,12 @@
 mod apply;
 mod encode;
 mod netlink;
+mod node;
 mod plan;
 
 pub use apply::{Observed, apply, inspect, ipv6_is_enabled};
 pub use netlink::RulesError;
+pub use node::{NODE_TABLE, apply_node, plan_node};
 pub use plan::{
     Action, Chain, ChainKind, Hook, Match, Phase, Plan, PodRules, Rule, TABLE, TransparentRoute,
     plan,

@@ -128,7 +128,9 @@ pub enum Match {
     ConnectionMark(u32),
     /// The packet is the first of its connection.
     StateNew,
-    /// The connection's destination was translated (conntrack status `dnat`).
+    /// The packet belongs to a connection that is known already.
+    StateNotNew,
+    /// The connection's destination was not translated (conntrack status lacks `dnat`).
     NotDestinationNat,
     /// The packet goes from the connection's responder to its originator.
     DirectionReply,

@@ -44,6 +44,8 @@ pub struct Node {
     pub source: Arc<dyn Source>,
     pub writer: Arc<dyn Writer>,
     add_timeout: Duration,
+    /// The network namespace of the node; without it the agent lets the node's rules be.
+    pub netns: Option<PathBuf>,
 }
 
 /// A running agent, in a runtime of its own that ends with it as a process would.
@@ -81,6 +83,7 @@ impl Node {
             source,
             writer,
             add_timeout: Duration::from_secs(10),
+            netns: None,
         }
     }
 
@@ -111,11 +114,18 @@ impl Node {
             run_dir: self.run_dir(),
             drain_timeout: Duration::from_secs(5),
             add_timeout: self.add_timeout,
+            node_rules: self.netns.is_some(),
             source: self.source.clone(),
             writer: self.writer.clone(),
         };
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(|| {
+        let netns = self.netns.clone();
+        let thread = std::thread::spawn(move || {
+            if let Some(path) = netns {
+                // The runtime's threads are this one's children, and in its namespace.
+                let netns = std::fs::File::open(path).unwrap();
+                nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            }
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(agent::run(config, async {
                 let _ = stopped.await;
@@ -150,7 +160,7 @@ impl Node {
     /// Writes the Pod object `shop/NAME`.
     pub fn pod(&self, name: &str, labels: Value) {
         let metadata = json!({"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "labels": labels});
-        let spec = json!({"nodeName": "one", "serviceAccountName": "cashier", "containers": [{"name": "c"}]});
+        let spec = json!({"nodeName": "one", "serviceAccountName": "cashier",  "containers": [{"name": "c", "readinessProbe": {"tcpSocket": {"port": 8080}}}]});
         self.put(
             &format!("pod-{name}"),
             &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),

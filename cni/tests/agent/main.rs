@@ -268,7 +268,7 @@ async fn an_agent_that_restarts_takes_its_pods_up_and_leaves_them_captured_meanw
     assert!(matches!(second.next().await, Message::Add(_)));
     assert!(matches!(second.next().await, Message::SnapshotSent(_)));
     node.until_state("web", "in").await;
-    drop(first);
+    first.stop().await;
     assert_eq!(
         who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(),
         "second 1"
@@ -336,6 +336,60 @@ async fn a_pod_that_no_proxy_can_serve_blocks_no_other_and_is_offered_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nodes_probes_reach_a_captured_pod_directly_on_probed_ports_alone() {
+    let (mut node, pair) = (Node::new(), Pair::new());
+    node.netns = Some(pair.node.path());
+    node.namespace(
+        "shop",
+        json!({ENABLED: "enabled", "weft.dev/mtls": "strict"}),
+    );
+    node.pod("web", json!({}));
+    let _agent = node.start().await;
+    let _proxy = Proxy::start(&node.handover(), "p").await;
+    serve(&pair.pod, 8080, "direct");
+    serve(&pair.pod, 9090, "direct");
+    serve(&pair.node, 7000, "node");
+    assert!(node.add("web", &pair).await.0);
+    eventually("probe passes", async || {
+        let answer = who_answers(&pair.node, "10.9.0.2:8080").await.unwrap();
+        (answer == "direct").then_some(())
+    })
+    .await;
+    assert_eq!(
+        who_answers(&pair.node, "10.9.0.2:9090").await.unwrap(),
+        "p 2"
+    );
+
+    // A pod that bears the reserved source itself gets nowhere.
+    pair.pod.ip("addr add 169.254.7.128/32 dev lo");
+    pair.node.ip("route add 169.254.7.128/32 dev veth0");
+    let spoof = |source: &'static str| {
+        pair.pod.run(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.set_mark(weft_api::names::MARK_PROXY)?;
+            socket.bind(&source.parse::<std::net::SocketAddr>().unwrap().into())?;
+            let to: std::net::SocketAddr = "10.9.0.1:7000".parse().unwrap();
+            socket.connect_timeout(&to.into(), Duration::from_millis(500))
+        })
+    };
+    assert!(spoof("10.9.0.2:0").is_ok());
+    assert_eq!(
+        spoof("169.254.7.128:0").unwrap_err().kind(),
+        std::io::ErrorKind::TimedOut
+    );
+
+    // Nothing stays in the node once no pod is captured.
+    assert!(node.plugin("DEL", "web", &pair, json!({})).await.0);
+    eventually("node is clean", async || {
+        pair.node
+            .output("nft list ruleset")
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gc_and_a_second_agent_and_garbage_on_the_socket_do_no_harm() {
     let (node, pair, other) = (Node::new(), Pair::new(), Pair::new());
     node.namespace("shop", enabled());
@@ -357,6 +411,7 @@ async fn gc_and_a_second_agent_and_garbage_on_the_socket_do_no_harm() {
         run_dir: node.run_dir(),
         drain_timeout: Duration::from_secs(1),
         add_timeout: Duration::from_secs(1),
+        node_rules: false,
         source: node.source.clone(),
         writer: node.writer.clone(),
     };

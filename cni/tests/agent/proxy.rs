@@ -103,6 +103,17 @@ impl Proxy {
         }
     }
 
+    /// Ends it, and waits until its sockets are closed.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+        let serving = std::mem::take(&mut *self.serving.lock());
+        for task in serving.into_values().flatten() {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
     pub async fn next(&mut self) -> Message {
         tokio::time::timeout(PATIENCE, self.received.recv())
             .await
