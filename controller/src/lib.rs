@@ -2,3 +2,9 @@
 //! (delta xDS), certificates and route status.
 
 pub mod compile;
+pub mod http;
+pub mod metrics;
+pub mod pipeline;
+pub mod publish;
+pub mod run;
+pub mod state;

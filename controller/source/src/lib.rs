@@ -108,8 +108,11 @@ pub trait Writer: Send + Sync {
     ) -> BoxFuture<'a, Result<(), SourceError>>;
 }
 
+/// Both directions of one source.
+pub type SourceAndWriter = (Arc<dyn Source>, Arc<dyn Writer>);
+
 /// Opens what `spec` names: `folder:DIR`.
-pub fn open(spec: &str) -> Result<(Arc<dyn Source>, Arc<dyn Writer>), SourceError> {
+pub fn open(spec: &str) -> Result<SourceAndWriter, SourceError> {
     match spec.split_once(':') {
         Some(("folder", root)) if !root.is_empty() => {
             let source = folder::FolderSource::new(root);

@@ -171,7 +171,8 @@ fn object(mut value: Value) -> Result<Object, String> {
         ("metadata.name", &key.name),
         ("metadata.namespace", &key.namespace),
     ] {
-        if !is_path_segment(name) && !(field == "metadata.namespace" && name.is_empty()) {
+        let absent = field == "metadata.namespace" && name.is_empty();
+        if !absent && !is_path_segment(name) {
             return Err(format!(
                 "{field} {name:?} is no valid name; use letters, digits, '-' and '.'"
             ));

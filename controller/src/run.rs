@@ -1,0 +1,161 @@
+//! Puts the parts together, and runs them until they are told to stop.
+
+use std::{future::pending, sync::Arc, time::{Duration, SystemTime}};
+
+use anyhow::{Context, bail};
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use weft_api::{
+    ca::istio_certificate_service_server::IstioCertificateServiceServer,
+    config,
+    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    names,
+};
+use weft_certs::{CertificateAuthority, serving::ServingCell, tls::controller_server_config};
+use weft_source::{Source, Writer};
+
+use crate::{
+    compile::{Settings, World},
+    http::Http,
+    metrics::Metrics,
+    pipeline::{Pipeline, update},
+    publish::{
+        ResourceType, auth::Authenticator, ca::CaService, hub::Hub, status::StatusWriter, tls,
+        xds::XdsService,
+    },
+    state::State,
+};
+
+/// After a start, proxies have this long to come back before their absence shows in any status.
+pub const SETTLE: Duration = Duration::from_secs(2);
+
+/// Streams of a broken connection are noticed within these two together.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most that one request may be, in bytes: a proxy that comes back names every resource that it
+/// has, at about 100 bytes each.
+const MAX_REQUEST: usize = 64 * 1024 * 1024;
+
+/// A renewal of the serving certificate that failed is tried again after this time.
+const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+
+/// What a controller is made of.
+pub struct Parts {
+    /// Where objects come from.
+    pub source: Arc<dyn Source>,
+    /// Where status goes.
+    pub writer: Arc<dyn Writer>,
+    /// Who may call.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Signs workloads' certificates and the controller's own.
+    pub ca: CertificateAuthority,
+    /// For xDS and the CA.
+    pub listener: TcpListener,
+    /// For readiness, metrics and debugging.
+    pub http: TcpListener,
+    /// Trust domain and cluster domain.
+    pub settings: Settings,
+    /// See [`SETTLE`].
+    pub settle: Duration,
+}
+
+/// Runs a controller until `shutdown`; fails if its source ends.
+pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let Parts { source, writer, authenticator, ca, listener, http, settings, settle } = parts;
+    let ca = Arc::new(ca);
+    let metrics = Metrics::default();
+    let hub = Hub::new(metrics.clone());
+    let status = StatusWriter::new(Arc::clone(&hub), writer, metrics.clone());
+    hub.publish(vec![update(
+        ResourceType::MeshConfig,
+        names::MESH_CONFIG_NAME,
+        Some(&mesh_config(&settings, &ca)?),
+    )]);
+    let state = Arc::new(State::new(World::new(settings)));
+    let ready = CancellationToken::new();
+    let answers = Arc::new(Http {
+        ready: ready.clone(),
+        hub: Arc::clone(&hub),
+        state: Arc::clone(&state),
+        metrics: metrics.clone(),
+    });
+    let serving = Arc::new(ServingCell::new(serving_certificate(&ca)?));
+    let tls = controller_server_config(Arc::clone(&serving)).context("set up TLS")?;
+
+    let events = source.watch().await.context("watch the source")?;
+    let synced = CancellationToken::new();
+    let pipeline = Pipeline {
+        state: Arc::clone(&state),
+        hub: Arc::clone(&hub),
+        status: Arc::clone(&status),
+        metrics: metrics.clone(),
+        synced: synced.clone(),
+    };
+    let serve = async {
+        // Before everything is read, "what there is" would take from proxies what they have.
+        synced.cancelled().await;
+        let address = listener.local_addr().context("listen")?;
+        let xds = XdsService::new(hub, Arc::clone(&authenticator), shutdown.clone());
+        let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_REQUEST);
+        let ca = CaService::new(Arc::clone(&ca), authenticator, state, metrics);
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(xds)
+            .add_service(IstioCertificateServiceServer::new(ca));
+        tracing::info!(%address, "serving configuration and certificates");
+        ready.cancel();
+        let incoming = tls::accept(listener, tls);
+        let stop = shutdown.clone().cancelled_owned();
+        server.serve_with_incoming_shutdown(incoming, stop).await.context("serve")
+    };
+    let status = async {
+        synced.cancelled().await;
+        status.run(settle).await;
+    };
+    tokio::select! {
+        result = serve => result,
+        () = pipeline.run(events) => bail!("the source of objects has ended"),
+        () = status => Ok(()),
+        () = answers.serve(http) => Ok(()),
+        () = renew(&ca, &serving) => Ok(()),
+    }
+}
+
+fn mesh_config(settings: &Settings, ca: &CertificateAuthority) -> anyhow::Result<config::MeshConfig> {
+    let bundle = ca.trust_bundle()?;
+    Ok(config::MeshConfig {
+        trust_domain: settings.trust_domain.clone(),
+        cluster_domain: settings.cluster_domain.clone(),
+        trust_bundle: bundle.roots().map(|root| root.to_vec().into()).collect(),
+    })
+}
+
+fn serving_certificate(
+    ca: &CertificateAuthority,
+) -> anyhow::Result<weft_certs::serving::ServingCertificate> {
+    ca.serving_certificate(&[names::CONTROLLER_DNS_NAME], SystemTime::now())
+        .context("make the serving certificate")
+}
+
+/// Renews the serving certificate at half its life.
+async fn renew(ca: &CertificateAuthority, serving: &ServingCell) {
+    loop {
+        // Two replicas need not renew at the same time, but may: no jitter.
+        let due = serving.current().renew_at(0.0);
+        sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        match serving_certificate(ca) {
+            Ok(certificate) => serving.set(certificate),
+            Err(error) => {
+                tracing::error!(%error, "the serving certificate can't be renewed; trying again");
+                sleep(RENEWAL_RETRY).await;
+            }
+        }
+        if serving.current().not_after() < SystemTime::now() {
+            tracing::error!("the serving certificate has expired");
+            pending::<()>().await;
+        }
+    }
+}
