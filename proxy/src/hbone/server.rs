@@ -79,12 +79,15 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     };
     tokio::pin!(watching);
     let mut leaving = false;
+    // A straggler that dials a draining pod has something to send: that much is still served.
+    let mut may_leave = !pod.is_draining();
     loop {
         tokio::select! {
             next = connection.accept() => match next {
                 Some(Ok((request, respond))) => {
                     // The limit is HTTP/2's own; what came before GOAWAY is served.
                     usage.count();
+                    may_leave = true;
                     let guard = StreamGuard::new(Arc::clone(&usage));
                     let tunnel = connect(Arc::clone(&pod), peer.clone(), request, respond, guard);
                     pod.spawn(tunnel);
@@ -105,7 +108,7 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                     return;
                 }
             },
-            () = pod.draining(), if !leaving => {
+            () = pod.draining(), if may_leave && !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }

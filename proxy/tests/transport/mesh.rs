@@ -1,0 +1,321 @@
+//! A mesh of a test: pods in namespaces, one proxy that serves all of them, a CA, a configuration.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use prost::Message;
+use tokio::{net::TcpStream, runtime::Handle};
+use weft_api::{
+    config::{self, MtlsMode, Tunnel},
+    handover::ListenerKind,
+};
+use weft_certs::{BundleCell, BundleSource, CertificateAuthority, SpiffeId, Svid, SvidCell, csr};
+use weft_proxy::{
+    http::HttpLimits,
+    identity::{Ca, CaError, Identities},
+    model::Locality,
+    pods::{Info, Node, Pod, Pods},
+    report::Report,
+    settings::Settings,
+    state::{Delta, Kind, Resource, State},
+    telemetry::{AccessLog, Sink, Telemetry},
+};
+
+use crate::net::{Host, Net};
+
+pub const TRUST_DOMAIN: &str = "cluster.local";
+pub const NAMESPACE: &str = "shop";
+
+/// How a pod is to be.
+#[derive(Clone, Copy)]
+pub struct Spec {
+    pub name: &'static str,
+    pub account: &'static str,
+    pub captured: bool,
+    pub strict: bool,
+}
+
+pub fn captured(name: &'static str) -> Spec {
+    Spec {
+        name,
+        account: name,
+        captured: true,
+        strict: false,
+    }
+}
+
+pub fn outside(name: &'static str) -> Spec {
+    Spec {
+        captured: false,
+        ..captured(name)
+    }
+}
+
+pub struct TestPod {
+    pub host: Host,
+    pub spec: Spec,
+    pub pod: Option<Arc<Pod>>,
+}
+
+pub struct Mesh {
+    pub pods: Vec<TestPod>,
+    pub served: Arc<Pods>,
+    pub state: Arc<State>,
+    pub telemetry: Arc<Telemetry>,
+    pub ca: Arc<TestCa>,
+    pub bundle: Arc<dyn BundleSource>,
+    _net: Net,
+}
+
+impl Mesh {
+    pub async fn new<const N: usize>(specs: [Spec; N]) -> Self {
+        Self::with(Settings::default(), specs).await
+    }
+
+    pub async fn with<const N: usize>(settings: Settings, specs: [Spec; N]) -> Self {
+        weft_certs::tls::install_crypto_provider();
+        let mut net = Net::new();
+        let ca = Arc::new(TestCa::new());
+        let bundle: Arc<dyn BundleSource> =
+            Arc::new(BundleCell::new(ca.0.trust_bundle().expect("a bundle")));
+        let telemetry = Telemetry::new(AccessLog::open(&Sink::Off).expect("no log"));
+        let state = State::new(Locality::default());
+        let identities = Identities::new(
+            Arc::clone(&ca) as Arc<dyn Ca>,
+            None,
+            Arc::clone(&telemetry),
+            Arc::new(SystemTime::now),
+            Handle::current(),
+        );
+        let served = Arc::new(Pods::new(Arc::new(Node {
+            state: Arc::clone(&state),
+            settings,
+            http: HttpLimits::default(),
+            report: Report::new(Arc::clone(&telemetry)),
+            bundle: Arc::clone(&bundle),
+            identities,
+        })));
+        let pods = specs
+            .into_iter()
+            .map(|spec| TestPod {
+                host: net.pod(spec.captured),
+                spec,
+                pod: None,
+            })
+            .collect();
+        let mut mesh = Self {
+            pods,
+            served,
+            state,
+            telemetry,
+            ca,
+            bundle,
+            _net: net,
+        };
+        for at in 0..mesh.pods.len() {
+            mesh.describe(at, |_| {});
+            if mesh.pods[at].spec.captured {
+                mesh.serve(at).await;
+            }
+        }
+        mesh
+    }
+
+    async fn serve(&mut self, at: usize) {
+        let TestPod { host, spec, pod } = &mut self.pods[at];
+        let info = Info {
+            sandbox: format!("sandbox-{}", spec.name),
+            uid: format!("uid-{}", spec.name),
+            namespace: NAMESPACE.into(),
+            name: spec.name.into(),
+            service_account: spec.account.into(),
+            addresses: host.addresses(),
+            strict: spec.strict,
+        };
+        let listeners = [
+            (ListenerKind::Outbound, 15001),
+            (ListenerKind::InboundPlaintext, 15006),
+            (ListenerKind::InboundHbone, 15008),
+        ]
+        .map(|(kind, port)| (kind, OwnedFd::from(host.bind(port))));
+        let netns = host
+            .space
+            .netns
+            .run(|| Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into()))
+            .expect("the pod's namespace");
+        let served = self
+            .served
+            .add(info, netns, listeners.into())
+            .expect("a pod");
+        served.ready().await.expect("a pod that is served");
+        *pod = Some(served);
+    }
+
+    /// Puts a pod into the configuration, after `change`.
+    pub fn describe(&self, at: usize, change: impl FnOnce(&mut config::Workload)) {
+        let TestPod { host, spec, .. } = &self.pods[at];
+        let uid = format!("{NAMESPACE}/{0}/uid-{0}", spec.name);
+        let mut workload = config::Workload {
+            uid: uid.clone(),
+            name: spec.name.to_owned(),
+            namespace: NAMESPACE.to_owned(),
+            service_account: spec.account.to_owned(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
+            owner_name: spec.name.to_owned(),
+            addresses: host.addresses().iter().map(|ip| octets(*ip)).collect(),
+            tunnel: if spec.captured {
+                Tunnel::Hbone
+            } else {
+                Tunnel::None
+            }
+            .into(),
+            sandbox: if spec.captured {
+                format!("sandbox-{}", spec.name)
+            } else {
+                String::new()
+            },
+            mtls: if spec.strict {
+                MtlsMode::Strict
+            } else {
+                MtlsMode::Permissive
+            }
+            .into(),
+            ..Default::default()
+        };
+        change(&mut workload);
+        self.put(Kind::Workload, &uid, &workload);
+    }
+
+    pub fn put(&self, kind: Kind, name: &str, message: &impl Message) {
+        let rejected = self.state.apply(Delta {
+            kind,
+            updated: vec![Resource {
+                name: name.to_owned(),
+                version: "1".to_owned(),
+                body: message.encode_to_vec().into(),
+            }],
+            removed: vec![],
+        });
+        assert!(rejected.is_empty(), "{rejected:?}");
+    }
+
+    /// A Service `shop/<name>` at `vip` whose only port `port` leads to port `target` of pods.
+    pub fn service(&self, name: &str, vip: IpAddr, port: u16, target: u16, endpoints: &[usize]) {
+        let full = format!("{NAMESPACE}/{name}");
+        let service = config::Service {
+            namespace: NAMESPACE.to_owned(),
+            name: name.to_owned(),
+            vips: vec![octets(vip)],
+            ports: vec![config::ServicePort {
+                port: port.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        self.put(Kind::Service, &full, &service);
+        for at in endpoints {
+            self.describe(*at, |workload| {
+                workload.endpoints.push(config::Endpoint {
+                    service: full.clone(),
+                    ports: vec![config::EndpointPort {
+                        service_port: port.into(),
+                        target_port: target.into(),
+                    }],
+                    ready: true,
+                    serving: true,
+                    terminating: false,
+                });
+            });
+        }
+    }
+
+    pub fn host(&self, at: usize) -> &Host {
+        &self.pods[at].host
+    }
+
+    pub fn served(&self, at: usize) -> &Arc<Pod> {
+        self.pods[at].pod.as_ref().expect("a captured pod")
+    }
+
+    /// Streams of each outbound tunnel of a pod.
+    pub fn tunnels(&self, at: usize) -> Vec<usize> {
+        let stats = self.served(at).connector().pool().stats();
+        stats.into_iter().flat_map(|one| one.streams).collect()
+    }
+
+    /// Whether the metrics have a line that starts so, with this value.
+    pub fn metric(&self, line: &str, value: u64) -> bool {
+        let wanted = format!("{line} {value}");
+        self.telemetry.encode().lines().any(|line| line == wanted)
+    }
+
+    /// A certificate of the mesh, for peers of the test's own.
+    pub fn svid(&self, account: &str) -> Arc<SvidCell> {
+        let id = SpiffeId::new(TRUST_DOMAIN, NAMESPACE, account).expect("an id");
+        let request = csr::Request::generate(&id).expect("a request");
+        let chain = self
+            .ca
+            .0
+            .sign(&request.csr_pem, &id, None, SystemTime::now());
+        let chain = chain.expect("a chain").chain_pem;
+        let cell = Arc::new(SvidCell::new());
+        cell.set(Svid::from_pem(&chain, &request.key_pem).expect("an SVID"));
+        cell
+    }
+}
+
+pub struct TestCa(pub CertificateAuthority);
+
+impl TestCa {
+    fn new() -> Self {
+        let day = Duration::from_secs(24 * 3600);
+        let ca = CertificateAuthority::generate(TRUST_DOMAIN, SystemTime::now(), 30 * day);
+        Self(ca.expect("a CA"))
+    }
+}
+
+impl Ca for TestCa {
+    fn sign<'a>(
+        &'a self,
+        identity: &'a SpiffeId,
+        csr_pem: String,
+    ) -> BoxFuture<'a, Result<Vec<String>, CaError>> {
+        let signed = self.0.sign(&csr_pem, identity, None, SystemTime::now());
+        let signed = signed.map(|signed| signed.chain_pem);
+        async move { signed.map_err(|error| CaError(error.to_string())) }.boxed()
+    }
+}
+
+fn octets(ip: IpAddr) -> bytes::Bytes {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec().into(),
+        IpAddr::V6(ip) => ip.octets().to_vec().into(),
+    }
+}
+
+/// Waits for a condition, with a bound that only a broken test reaches.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not in time: {what}");
+}
+
+/// A connection whose close is a reset.
+pub fn reset(stream: TcpStream) {
+    stream.set_zero_linger().expect("the option");
+    drop(stream);
+}
+
+/// The peer as the application sees it, without IPv4-in-IPv6.
+pub fn seen(peer: SocketAddr) -> IpAddr {
+    peer.ip().to_canonical()
+}

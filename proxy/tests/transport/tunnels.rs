@@ -1,0 +1,165 @@
+//! Which connections share a tunnel, and what becomes of tunnels.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures::future::{join_all, try_join_all};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use weft_proxy::settings::Settings;
+
+use crate::mesh::{Mesh, Spec, captured, until};
+
+const PORT: u16 = 8080;
+
+/// Answers each byte with itself.
+fn echo(listener: TcpListener) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    })
+}
+
+async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"x").await?;
+    stream.read_exact(&mut [0; 1]).await.map(drop)
+}
+
+async fn dial(mesh: &Mesh, from: usize, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let mut stream = mesh.host(from).dial(to).await?;
+    ping(&mut stream).await?;
+    Ok(stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pods_of_one_service_account_never_share_a_tunnel() {
+    let one = Spec {
+        account: "shared",
+        ..captured("one")
+    };
+    let two = Spec {
+        account: "shared",
+        ..captured("two")
+    };
+    let mesh = Mesh::new([one, two, captured("server")]).await;
+    let _echo = echo(mesh.host(2).listen(PORT));
+    let to = mesh.host(2).at(PORT);
+    let _first = dial(&mesh, 0, to).await.expect("a connection");
+    let _second = dial(&mesh, 1, to).await.expect("a connection");
+    assert_eq!(mesh.tunnels(0), [1]);
+    assert_eq!(mesh.tunnels(1), [1]);
+    assert!(mesh.metric(r#"weft_tunnels_open{side="server"}"#, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_connections_share_a_handshake_and_fill_several_tunnels() {
+    const CONNECTIONS: usize = 250;
+    let mesh = Mesh::new([captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let to = mesh.host(1).at(PORT);
+    let dials = (0..CONNECTIONS).map(|_| dial(&mesh, 0, to));
+    let mut streams = try_join_all(dials).await.expect("every connection stands");
+    let mut tunnels = mesh.tunnels(0);
+    tunnels.sort_unstable();
+    assert_eq!(tunnels, [50, 100, 100]);
+    // Every one of them still carries bytes.
+    for result in join_all(streams.iter_mut().map(ping)).await {
+        result.expect("it is answered");
+    }
+    drop(streams);
+    until("all streams are given back", || {
+        mesh.tunnels(0).iter().all(|streams| *streams == 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_handshake_is_told_to_all_who_waited_for_it() {
+    let mesh = Mesh::new([captured("client"), captured("server")]).await;
+    mesh.describe(1, |workload| {
+        workload.service_account = "somebody-else".to_owned()
+    });
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let to = mesh.host(1).at(PORT);
+    let failed = join_all((0..20).map(|_| dial(&mesh, 0, to))).await;
+    assert!(failed.iter().all(Result::is_err));
+    assert_eq!(mesh.tunnels(0), [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_tunnel_is_closed_and_the_next_connection_opens_another() {
+    let settings = Settings {
+        idle: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let mesh = Mesh::with(settings, [captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let to = mesh.host(1).at(PORT);
+    let mut busy = dial(&mesh, 0, to).await.expect("a connection");
+    tokio::time::sleep(settings.idle * 3).await;
+    ping(&mut busy).await.expect("a tunnel in use is not idle");
+    drop(busy);
+    until("the tunnel is closed", || mesh.tunnels(0).is_empty()).await;
+    until("at the server too", || {
+        mesh.metric(r#"weft_tunnels_open{side="server"}"#, 0)
+    })
+    .await;
+    dial(&mesh, 0, to).await.expect("a new tunnel");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_has_gone_silent_is_found_by_pings_and_its_streams_are_reset() {
+    let settings = Settings {
+        ping_interval: Duration::from_millis(200),
+        ping_timeout: Duration::from_millis(500),
+        ..Settings::default()
+    };
+    let mesh = Mesh::with(settings, [captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let mut stream = dial(&mesh, 0, mesh.host(1).at(PORT))
+        .await
+        .expect("a connection");
+    mesh.host(1).space.ip("link set eth0 down");
+    let read = async { stream.read(&mut [0; 1]).await };
+    let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+    assert!(read.expect("it is noticed").is_err());
+    assert_eq!(mesh.tunnels(0), [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_server_lets_streams_end_and_still_serves_stragglers() {
+    let mesh = Mesh::new([captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let to = mesh.host(1).at(PORT);
+    let mut open = dial(&mesh, 0, to).await.expect("a connection");
+    mesh.served(1).start_draining();
+    ping(&mut open).await.expect("what is open goes on");
+    dial(&mesh, 0, to)
+        .await
+        .expect("new connections are served");
+    ping(&mut open).await.expect("what is open goes on");
+    open.shutdown().await.expect("the client's end");
+    assert_eq!(open.read(&mut [0; 1]).await.expect("an orderly end"), 0);
+    let drained = tokio::time::timeout(Duration::from_secs(5), mesh.served(1).drained());
+    drained.await.expect("nothing is left open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removing_a_pod_resets_what_it_has_open() {
+    let mesh = Mesh::new([captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let mut stream = dial(&mesh, 0, mesh.host(1).at(PORT))
+        .await
+        .expect("a connection");
+    mesh.served.remove("sandbox-server");
+    let read = async { stream.read(&mut [0; 1]).await };
+    let read = tokio::time::timeout(Duration::from_secs(5), read).await;
+    assert!(read.expect("it is noticed").is_err());
+}
