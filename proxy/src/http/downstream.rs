@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
-use crate::io::Io;
+use crate::{io::Io, prefixed::Prefixed};
 
 /// What a client with prior knowledge of HTTP/2 sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -78,8 +78,7 @@ impl Phase {
 
 /// The stream of a client, with what was read of it while finding out what it speaks.
 pub(super) struct Downstream<I> {
-    io: I,
-    read: Bytes,
+    io: Prefixed<I>,
     phase: Arc<Phase>,
 }
 
@@ -121,8 +120,7 @@ impl<I: Io> Downstream<I> {
             }
         };
         let downstream = Self {
-            io,
-            read: Bytes::copy_from_slice(&read[..length]),
+            io: Prefixed::new(io, Bytes::copy_from_slice(&read[..length])),
             phase,
         };
         Ok((downstream, spoken))
@@ -136,12 +134,6 @@ impl<I: AsyncRead + Unpin> AsyncRead for Downstream<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.read.is_empty() {
-            let length = this.read.len().min(buf.remaining());
-            buf.put_slice(&this.read[..length]);
-            this.read.advance(length);
-            return Poll::Ready(Ok(()));
-        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         if buf.filled().len() > before {

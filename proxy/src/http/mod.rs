@@ -23,6 +23,8 @@ mod series;
 mod serve;
 mod session;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod upstream;
 

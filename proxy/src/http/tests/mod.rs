@@ -1,0 +1,12 @@
+//! Tests of the HTTP layer: pure functions by tables, and whole exchanges between real clients and
+//! real servers that are joined by memory instead of a network.
+
+mod cases;
+mod connections;
+mod filters;
+mod harness;
+mod matching;
+mod smuggling;
+mod streams;
+mod timeouts;
+mod versions;
