@@ -25,7 +25,8 @@ use super::{
 pub(super) struct Inventory {
     pods: BTreeMap<NamespacedName, Pod>,
     nodes: BTreeMap<String, Locality>,
-    namespaces: BTreeMap<String, Option<MtlsMode>>,
+    /// Of the namespaces that say something about plaintext.
+    namespaces: BTreeMap<String, MtlsMode>,
     services: BTreeMap<NamespacedName, Service>,
     slices: BTreeMap<NamespacedName, Slice>,
 
@@ -107,7 +108,7 @@ impl Inventory {
     }
 
     pub(super) fn set_namespace(&mut self, name: String, mtls: Option<MtlsMode>) {
-        if self.namespaces.get(&name).copied().flatten() == mtls {
+        if self.namespaces.get(&name).copied() == mtls {
             return;
         }
         let first = NamespacedName::new(&name, "");
@@ -117,7 +118,10 @@ impl Inventory {
             .take_while(|(key, _)| key.namespace == name);
         self.dirty_workloads
             .extend(pods.map(|(key, _)| WorkloadKey::Pod(key.clone())));
-        self.namespaces.insert(name, mtls);
+        match mtls {
+            Some(mtls) => self.namespaces.insert(name, mtls),
+            None => self.namespaces.remove(&name),
+        };
     }
 
     /// Says whether anything changed that routes could see.
@@ -262,7 +266,7 @@ impl Inventory {
         let mut workload = match key {
             WorkloadKey::Pod(name) => {
                 let pod = self.pods.get(name).filter(|pod| pod.is_addressable())?;
-                let mtls = self.namespaces.get(&name.namespace).copied().flatten();
+                let mtls = self.namespaces.get(&name.namespace).copied();
                 pod.workload(name, self.nodes.get(&pod.node), mtls, trust_domain)
             }
             WorkloadKey::Address { slice, address } => members.peek()?.workload(slice, address),

@@ -51,6 +51,9 @@ mod tables;
 mod workloads;
 mod world;
 
+#[cfg(test)]
+mod tests;
+
 pub use world::World;
 
 /// What the compiler must know besides objects.
