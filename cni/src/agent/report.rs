@@ -64,7 +64,7 @@ async fn annotate(
 
 /// Waits for the controller's word that every proxy dials the pod without a tunnel.
 pub(super) async fn acknowledged(context: &Context, sandbox: &Sandbox) {
-    let before = context
+    let mut before = context
         .acknowledged_before
         .lock()
         .remove(&sandbox.container_id)
@@ -79,6 +79,8 @@ pub(super) async fn acknowledged(context: &Context, sandbox: &Sandbox) {
                 Some(now) if is_answer(now.as_ref(), before.as_ref(), &sandbox.container_id) => {
                     return;
                 }
+                // Anything else in between makes the next word a new one, whatever its time.
+                Some(now) if now != before => before = None,
                 Some(_) => {}
             }
             if version.changed().await.is_err() {
