@@ -412,7 +412,7 @@ impl Session {
         }
         if let (true, Some(client), Some(backend)) = (switching, client_upgrade, backend_upgrade) {
             exchange.forget_lease();
-            upgrade::join(client, backend, exchange);
+            self.upgrade(Box::pin(upgrade::join(client, backend, exchange)));
             return Ok(Response::from_parts(head, ResponseBody::none()));
         }
         exchange.limit(earlier(deadline, backend_deadline));

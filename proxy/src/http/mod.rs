@@ -113,8 +113,15 @@ impl PodHttp {
     ) -> Result<(), HttpError> {
         self.sweep();
         let limits = self.limits;
+        let telemetry = Arc::clone(&self.telemetry);
         let session = Session::new(self, client, target.service, target.port, original_dst);
-        serve::serve(io, session, &limits, drain).await
+        let served = serve::serve(io, session, &limits, drain).await;
+        if let Err(error) = &served
+            && error.is_clients_fault()
+        {
+            telemetry.http_protocol_error("http", error.label());
+        }
+        served
     }
 
     /// Starts the task that closes idle connections; it ends with the pod.

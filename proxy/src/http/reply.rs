@@ -11,6 +11,9 @@ use http::{
 
 use super::{body::Source, hop::Refusal};
 
+/// The label of requests that are ambiguous or not for a mesh to serve; their message is bounded.
+pub const MALFORMED: &str = "malformed_request";
+
 /// Why a request was not answered by a backend.
 #[derive(Debug)]
 pub struct Failure {
@@ -57,7 +60,7 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self {
             close: true,
-            ..Self::new(refusal.status, "malformed_request", refusal.reason)
+            ..Self::new(refusal.status, MALFORMED, refusal.reason)
         }
     }
 }

@@ -1,7 +1,12 @@
 //! Serving one captured connection: a client's stream flows in, its requests go to the session,
 //! HTTP/1.1 or HTTP/2 as the client speaks it, until it closes or the proxy drains.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     server::conn::{http1, http2},
@@ -10,6 +15,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt, time};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::{
     HttpLimits,
@@ -35,7 +41,7 @@ pub enum HttpError {
     Http(#[from] hyper::Error),
     /// The client sent part of a head and no more.
     #[error("the client did not complete a request's head within {0:?}")]
-    SlowHead(std::time::Duration),
+    SlowHead(Duration),
 }
 
 impl HttpError {
@@ -46,6 +52,15 @@ impl HttpError {
             Self::Http(error) if error.is_parse() => "malformed_http",
             Self::Http(_) => "client_broken",
             Self::SlowHead(_) => "slow_head",
+        }
+    }
+
+    /// Whether the client sent something that it should not have.
+    pub(super) fn is_clients_fault(&self) -> bool {
+        match self {
+            Self::Io(_) => false,
+            Self::Http(error) => error.is_parse(),
+            Self::SlowHead(_) => true,
         }
     }
 }
@@ -87,6 +102,8 @@ fn looks(limits: &HttpLimits) -> time::Interval {
     looks
 }
 
+/// A client that closes is gone, with its request: as most proxies see it, for a client that only
+/// shuts down its sending side before the answer is rare, and one that gives up is not.
 async fn serve_http1<I: Io + 'static>(
     downstream: Downstream<I>,
     session: Arc<Session>,
@@ -104,39 +121,54 @@ async fn serve_http1<I: Io + 'static>(
         .auto_date_header(false)
         .serve_connection(TokioIo::new(downstream), service)
         .with_upgrades();
+    let mut draining = false;
     let mut patience = pin!(None::<time::Sleep>);
     loop {
         tokio::select! {
             // A connection that just answers requests is polled first, and mostly alone.
             biased;
-            ended = &mut connection => return Ok(ended?),
-            () = drain.cancelled(), if patience.is_none() => {
+            ended = &mut connection => {
+                ended?;
+                break;
+            }
+            () = drain.cancelled(), if !draining => {
+                draining = true;
                 session.drain();
                 patience.set(Some(time::sleep(limits.drain_idle)));
             }
             () = over(patience.as_mut().as_pin_mut()) => {
-                std::pin::Pin::new(&mut connection).graceful_shutdown();
-                return Ok(connection.await?);
+                patience.set(None);
+                Pin::new(&mut connection).graceful_shutdown();
             }
             _ = looks.tick() => {
                 if session.phase().is_slow(limits.header_read_timeout) {
                     if let Some(parts) = connection.into_parts() {
-                        // As far as the socket takes it; the client does not deserve a wait.
-                        let mut io = parts.io.into_inner();
-                        let told = async {
-                            io.write_all(TOO_SLOW).await?;
-                            io.shutdown().await
-                        };
-                        time::timeout(limits.drain_idle, told).await.ok();
+                        tell_too_slow(parts.io.into_inner(), limits.drain_idle).await;
                     }
                     return Err(HttpError::SlowHead(limits.header_read_timeout));
                 }
             }
         }
     }
+    // Part of the connection, though no longer of HTTP: it counts, and it ends with this future.
+    if let Some(joined) = session.take_upgrade() {
+        joined.await;
+    }
+    Ok(())
 }
 
-async fn over(sleep: Option<std::pin::Pin<&mut time::Sleep>>) {
+async fn tell_too_slow(mut io: impl Io, patience: Duration) {
+    let told = async {
+        io.write_all(TOO_SLOW).await?;
+        io.shutdown().await
+    };
+    // It may not read, either.
+    if let Ok(Err(error)) = time::timeout(patience, told).await {
+        debug!(%error, "a slow client was gone already");
+    }
+}
+
+async fn over(sleep: Option<Pin<&mut time::Sleep>>) {
     match sleep {
         Some(sleep) => sleep.await,
         None => std::future::pending().await,

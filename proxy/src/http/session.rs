@@ -2,6 +2,8 @@
 //! routed by the table in force at that moment, and its response flows back out.
 
 use std::{
+    borrow::Cow,
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -9,15 +11,17 @@ use std::{
     },
 };
 
+use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, Version, header::CONNECTION};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 
 use super::{
     PodHttp,
     body::{ResponseBody, Source},
     downstream::Phase,
     exchange::Exchange,
-    reply::Failure,
+    reply::{Failure, MALFORMED},
 };
 use crate::{
     model::{Client, RouteRef, Service, ServicePort, Workload},
@@ -26,7 +30,6 @@ use crate::{
 };
 
 /// One client connection.
-#[derive(Debug)]
 pub(super) struct Session {
     pub(super) pod: Arc<PodHttp>,
     client: Client,
@@ -35,6 +38,16 @@ pub(super) struct Session {
     original_dst: SocketAddr,
     phase: Arc<Phase>,
     draining: AtomicBool,
+    upgrade: Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("client", &self.client)
+            .field("service", &self.service.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Session {
@@ -53,6 +66,7 @@ impl Session {
             original_dst,
             phase: Phase::new(),
             draining: AtomicBool::new(false),
+            upgrade: Mutex::default(),
         })
     }
 
@@ -99,6 +113,16 @@ impl Session {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// What is to be done once the client's connection is no longer HTTP.
+    pub(super) fn upgrade(&self, joined: BoxFuture<'static, ()>) {
+        *self.upgrade.lock() = Some(joined);
+    }
+
+    /// Takes what is to be done when HTTP has ended.
+    pub(super) fn take_upgrade(&self) -> Option<BoxFuture<'static, ()>> {
+        self.upgrade.lock().take()
+    }
+
     /// Answers one request.
     pub(super) async fn handle(
         self: Arc<Self>,
@@ -111,9 +135,8 @@ impl Session {
         let (response, close) = match self.forward(request, &mut grpc).await {
             Ok(response) => (response, false),
             Err((mut exchange, failure)) => {
-                if failure.label == "malformed_request" {
+                if let (MALFORMED, Cow::Borrowed(reason)) = (failure.label, &failure.message) {
                     let protocol = if http1 { "http/1.1" } else { "h2" };
-                    let reason = failure.label;
                     self.telemetry().http_protocol_error(protocol, reason);
                 }
                 let response = failure.response(grpc, head);

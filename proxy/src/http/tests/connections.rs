@@ -16,7 +16,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::harness::{Answer, Mesh, full, get, h2c, request, rule, text, to};
+use super::harness::{Answer, Mesh, full, get, h2c, hear, request, rule, text, to};
 use crate::{http::HttpLimits, state::Kind};
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +144,7 @@ fn closing(mesh: &Mesh, answers: usize) -> Arc<AtomicUsize> {
                     .ok();
             }
             // Reads the next request, and closes without a word.
-            io.read(&mut buffer).await.ok();
+            hear(&mut io).await;
         });
     });
     connections
@@ -186,8 +186,7 @@ async fn a_connection_that_the_backend_closed_while_idle_is_not_used() {
     let mesh = Mesh::new();
     mesh.raw_backend("one", 1, move |mut io| {
         tokio::spawn(async move {
-            let mut buffer = [0; 4096];
-            io.read(&mut buffer).await.ok();
+            hear(&mut io).await;
             let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
             io.write_all(answer).await.ok();
             sleep(Duration::from_secs(5)).await;

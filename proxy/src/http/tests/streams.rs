@@ -18,7 +18,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::harness::{AnyBody, Mesh, full, get, h2c, request, rule, text, to};
+use super::harness::{AnyBody, Mesh, full, get, h2c, hear, request, rule, text, to};
 
 const CHUNK: usize = 64 * 1024;
 /// 100 MB.
@@ -241,8 +241,7 @@ async fn a_response_that_the_backend_breaks_off_does_not_look_whole() {
         let service = format!("raw{octet}");
         mesh.raw_backend(&service, octet, move |mut io| {
             tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                io.read(&mut buffer).await.ok();
+                hear(&mut io).await;
                 io.write_all(head.as_bytes()).await.ok();
             });
         });
@@ -299,8 +298,7 @@ async fn a_response_with_both_framings_is_passed_on_with_one() {
     let mesh = Mesh::new();
     mesh.raw_backend("raw", 1, |mut io| {
         tokio::spawn(async move {
-            let mut buffer = [0; 4096];
-            io.read(&mut buffer).await.ok();
+            hear(&mut io).await;
             let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
                           5\r\nabcde\r\n0\r\n\r\n";
             io.write_all(answer.as_bytes()).await.ok();
@@ -402,14 +400,13 @@ async fn a_backend_that_changes_the_protocol_unasked_is_502() {
     let mesh = Mesh::new();
     mesh.raw_backend("raw", 1, |mut io| {
         tokio::spawn(async move {
-            let mut buffer = [0; 4096];
-            io.read(&mut buffer).await.ok();
+            hear(&mut io).await;
             io.write_all(
                 b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
             )
             .await
             .ok();
-            io.read(&mut buffer).await.ok();
+            hear(&mut io).await;
         });
     });
     mesh.route(rule([to("raw")]));
