@@ -265,3 +265,6 @@ async fn request(ca: &dyn Ca, id: &SpiffeId) -> Result<Svid, CaError> {
     }
     Ok(svid)
 }
+
+#[cfg(test)]
+mod tests;

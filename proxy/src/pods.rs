@@ -388,14 +388,16 @@ impl Pod {
             _ = accepting.wait_for(|accepting| *accepting) => {}
             () = self.kill.cancelled() => return Err(PodError::Removed(self.name())),
         }
-        match self.identity.status().error {
-            None => Ok(()),
-            Some(reason) => Err(PodError::Certificate {
-                pod: self.name(),
-                identity: self.spiffe.as_str().to_owned(),
-                reason,
-            }),
+        let status = self.identity.status();
+        // One that can't be renewed just now still serves.
+        if status.not_after.is_some() {
+            return Ok(());
         }
+        Err(PodError::Certificate {
+            pod: self.name(),
+            identity: self.spiffe.as_str().to_owned(),
+            reason: status.error.unwrap_or_default(),
+        })
     }
 
     /// The agent has news of the pod.

@@ -1,8 +1,11 @@
 //! The proxy's transport between real network namespaces: applications of the test dial and
 //! listen in pods, redirected as the agent would, and one proxy serves all of the pods.
 
+mod handover;
 mod l4;
 mod mesh;
 mod net;
 mod refusals;
+mod routes;
 mod tunnels;
+mod upgrade;

@@ -37,6 +37,8 @@ pub struct Spec {
     pub name: &'static str,
     pub account: &'static str,
     pub captured: bool,
+    /// Served from the start.
+    pub served: bool,
     pub strict: bool,
 }
 
@@ -45,6 +47,7 @@ pub fn captured(name: &'static str) -> Spec {
         name,
         account: name,
         captured: true,
+        served: true,
         strict: false,
     }
 }
@@ -52,6 +55,7 @@ pub fn captured(name: &'static str) -> Spec {
 pub fn outside(name: &'static str) -> Spec {
     Spec {
         captured: false,
+        served: false,
         ..captured(name)
     }
 }
@@ -60,6 +64,8 @@ pub struct TestPod {
     pub host: Host,
     pub spec: Spec,
     pub pod: Option<Arc<Pod>>,
+    /// The agent keeps them.
+    listeners: Vec<(ListenerKind, std::net::TcpListener)>,
 }
 
 pub struct Mesh {
@@ -85,27 +91,14 @@ impl Mesh {
             Arc::new(BundleCell::new(ca.0.trust_bundle().expect("a bundle")));
         let telemetry = Telemetry::new(AccessLog::open(&Sink::Off).expect("no log"));
         let state = State::new(Locality::default());
-        let identities = Identities::new(
-            Arc::clone(&ca) as Arc<dyn Ca>,
-            None,
-            Arc::clone(&telemetry),
-            Arc::new(SystemTime::now),
-            Handle::current(),
-        );
-        let served = Arc::new(Pods::new(Arc::new(Node {
-            state: Arc::clone(&state),
-            settings,
-            http: HttpLimits::default(),
-            report: Report::new(Arc::clone(&telemetry)),
-            bundle: Arc::clone(&bundle),
-            identities,
-        })));
+        let served = proxy(&ca, &bundle, &telemetry, &state, settings);
         let pods = specs
             .into_iter()
             .map(|spec| TestPod {
                 host: net.pod(spec.captured),
                 spec,
                 pod: None,
+                listeners: Vec::new(),
             })
             .collect();
         let mut mesh = Self {
@@ -120,15 +113,45 @@ impl Mesh {
         for at in 0..mesh.pods.len() {
             mesh.describe(at, |_| {});
             if mesh.pods[at].spec.captured {
-                mesh.serve(at).await;
+                mesh.bind(at);
+            }
+            if mesh.pods[at].spec.served {
+                let served = mesh.hand_over(at, &mesh.served);
+                served.ready().await.expect("a pod that is served");
+                mesh.pods[at].pod = Some(served);
             }
         }
         mesh
     }
 
-    async fn serve(&mut self, at: usize) {
-        let TestPod { host, spec, pod } = &mut self.pods[at];
-        let info = Info {
+    fn bind(&mut self, at: usize) {
+        let TestPod {
+            host, listeners, ..
+        } = &mut self.pods[at];
+        *listeners = [
+            (ListenerKind::Outbound, 15001),
+            (ListenerKind::InboundPlaintext, 15006),
+            (ListenerKind::InboundHbone, 15008),
+        ]
+        .map(|(kind, port)| (kind, host.bind(port)))
+        .into();
+    }
+
+    /// Another proxy of the same node.
+    pub fn proxy(&self, settings: Settings) -> Arc<Pods> {
+        proxy(
+            &self.ca,
+            &self.bundle,
+            &self.telemetry,
+            &self.state,
+            settings,
+        )
+    }
+
+    /// What the agent says of a pod.
+    pub fn info(&self, at: usize) -> Info {
+        let TestPod { host, spec, .. } = &self.pods[at];
+        Info {
             sandbox: format!("sandbox-{}", spec.name),
             uid: format!("uid-{}", spec.name),
             namespace: NAMESPACE.into(),
@@ -136,24 +159,30 @@ impl Mesh {
             service_account: spec.account.into(),
             addresses: host.addresses(),
             strict: spec.strict,
-        };
-        let listeners = [
-            (ListenerKind::Outbound, 15001),
-            (ListenerKind::InboundPlaintext, 15006),
-            (ListenerKind::InboundHbone, 15008),
-        ]
-        .map(|(kind, port)| (kind, OwnedFd::from(host.bind(port))));
+        }
+    }
+
+    /// A pod's descriptors, as the agent sends them.
+    pub fn descriptors(&self, at: usize) -> (OwnedFd, Vec<(ListenerKind, OwnedFd)>) {
+        let TestPod {
+            host, listeners, ..
+        } = &self.pods[at];
         let netns = host
             .space
             .netns
             .run(|| Ok(std::fs::File::open("/proc/thread-self/ns/net")?.into()))
             .expect("the pod's namespace");
-        let served = self
-            .served
-            .add(info, netns, listeners.into())
-            .expect("a pod");
-        served.ready().await.expect("a pod that is served");
-        *pod = Some(served);
+        let listeners = listeners
+            .iter()
+            .map(|(kind, listener)| (*kind, listener.try_clone().expect("a descriptor").into()))
+            .collect();
+        (netns, listeners)
+    }
+
+    /// Gives a pod to a proxy.
+    pub fn hand_over(&self, at: usize, proxy: &Pods) -> Arc<Pod> {
+        let (netns, listeners) = self.descriptors(at);
+        proxy.add(self.info(at), netns, listeners).expect("a pod")
     }
 
     /// Puts a pod into the configuration, after `change`.
@@ -269,6 +298,30 @@ impl Mesh {
     }
 }
 
+fn proxy(
+    ca: &Arc<TestCa>,
+    bundle: &Arc<dyn BundleSource>,
+    telemetry: &Arc<Telemetry>,
+    state: &Arc<State>,
+    settings: Settings,
+) -> Arc<Pods> {
+    let identities = Identities::new(
+        Arc::clone(ca) as Arc<dyn Ca>,
+        None,
+        Arc::clone(telemetry),
+        Arc::new(SystemTime::now),
+        Handle::current(),
+    );
+    Arc::new(Pods::new(Arc::new(Node {
+        state: Arc::clone(state),
+        settings,
+        http: HttpLimits::default(),
+        report: Report::new(Arc::clone(telemetry)),
+        bundle: Arc::clone(bundle),
+        identities,
+    })))
+}
+
 pub struct TestCa(pub CertificateAuthority);
 
 impl TestCa {
@@ -291,7 +344,8 @@ impl Ca for TestCa {
     }
 }
 
-fn octets(ip: IpAddr) -> bytes::Bytes {
+/// As messages carry it.
+pub fn octets(ip: IpAddr) -> bytes::Bytes {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec().into(),
         IpAddr::V6(ip) => ip.octets().to_vec().into(),

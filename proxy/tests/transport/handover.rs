@@ -1,0 +1,300 @@
+//! The agent's protocol, with an agent of the test's own.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{io::AsyncReadExt, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use weft_api::handover::{
+    AddPod, DrainPod, FromAgent, FromProxy, ListenerKind, Pod, RemovePod, SnapshotSent, UpdatePod,
+    from_agent::Message, from_proxy,
+};
+use weft_handover::{Connection, Listener};
+use weft_proxy::{admin::Readiness, handover::Handover};
+
+use crate::mesh::{Mesh, NAMESPACE, Spec, captured, octets, outside, until};
+
+const PORT: u16 = 8080;
+/// Longer than anything takes here.
+const LONG: Duration = Duration::from_secs(20);
+
+struct Agent {
+    listener: Listener,
+    connection: Connection,
+    readiness: Arc<Readiness>,
+    seq: u64,
+    _proxy: DropGuard,
+    _folder: TempDir,
+}
+
+impl Agent {
+    /// A proxy that serves the mesh's pods, once it is told to.
+    async fn new(mesh: &Mesh) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("handover.sock");
+        let listener = Listener::bind(&path).expect("a socket");
+        let readiness = Readiness::new();
+        let proxy = Handover {
+            path,
+            pods: Arc::clone(&mesh.served),
+            state: Arc::clone(&mesh.state),
+            patience: Duration::from_millis(10),
+            incarnation: "test".to_owned(),
+            received: readiness.condition("pods", "none were sent"),
+        };
+        let shutdown = CancellationToken::new();
+        tokio::spawn(proxy.run(shutdown.clone()));
+        let mut agent = Self {
+            connection: timeout(LONG, listener.accept())
+                .await
+                .expect("in time")
+                .expect("a proxy"),
+            listener,
+            readiness,
+            seq: 0,
+            _proxy: shutdown.drop_guard(),
+            _folder: folder,
+        };
+        agent.hello().await;
+        agent
+    }
+
+    /// The agent loses the connection, and the proxy dials again by itself.
+    async fn reconnect(mut self) -> Self {
+        drop(self.connection);
+        self.connection = timeout(LONG, self.listener.accept())
+            .await
+            .expect("in time")
+            .expect("a proxy");
+        self.hello().await;
+        self
+    }
+
+    async fn hello(&mut self) {
+        match self.receive().await {
+            from_proxy::Message::Hello(hello) => assert_eq!(hello.protocol, 1),
+            other => panic!("{other:?} instead of a hello"),
+        }
+    }
+
+    async fn receive(&self) -> from_proxy::Message {
+        let received = timeout(LONG, self.connection.recv::<FromProxy>()).await;
+        let (message, _) = received
+            .expect("in time")
+            .expect("a message")
+            .expect("an open socket");
+        message.message.expect("a known message")
+    }
+
+    /// Sends, and returns the error of the Ack.
+    async fn ask(&mut self, message: Message, descriptors: &[OwnedFd]) -> String {
+        self.seq += 1;
+        let message = FromAgent {
+            seq: self.seq,
+            message: Some(message),
+        };
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        self.connection
+            .send(&message, &borrowed)
+            .await
+            .expect("it is sent");
+        match self.receive().await {
+            from_proxy::Message::Ack(ack) => {
+                assert_eq!(ack.seq, self.seq);
+                ack.error
+            }
+            other => panic!("{other:?} instead of an ack"),
+        }
+    }
+
+    async fn add(&mut self, mesh: &Mesh, at: usize) -> String {
+        let (netns, listeners) = mesh.descriptors(at);
+        let (kinds, listeners): (Vec<ListenerKind>, Vec<OwnedFd>) = listeners.into_iter().unzip();
+        let add = AddPod {
+            pod: Some(pod(mesh, at)),
+            listeners: kinds.into_iter().map(Into::into).collect(),
+        };
+        let descriptors: Vec<_> = std::iter::once(netns).chain(listeners).collect();
+        self.ask(Message::Add(add), &descriptors).await
+    }
+}
+
+fn pod(mesh: &Mesh, at: usize) -> Pod {
+    let info = mesh.info(at);
+    Pod {
+        sandbox: info.sandbox,
+        uid: info.uid,
+        namespace: NAMESPACE.to_owned(),
+        name: info.name.to_string(),
+        service_account: info.service_account,
+        addresses: info
+            .addresses
+            .into_iter()
+            .map(|ip| octets(ip).into())
+            .collect(),
+        strict: info.strict,
+    }
+}
+
+fn unserved(name: &'static str) -> Spec {
+    Spec {
+        served: false,
+        ..captured(name)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledged_pod_is_served_and_has_its_certificate() {
+    let mesh = Mesh::new([outside("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let pod = mesh.served.get("sandbox-server").expect("the pod");
+    assert!(pod.identity().svid().svid().is_some());
+    assert_eq!(agent.readiness.reasons(), ["pods: none were sent"]);
+    assert_eq!(
+        agent.ask(Message::SnapshotSent(SnapshotSent {}), &[]).await,
+        ""
+    );
+    assert!(agent.readiness.reasons().is_empty());
+    let listener = mesh.host(1).listen(PORT);
+    let (client, accepted) =
+        tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
+    client.expect("a connection");
+    accepted.expect("a connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_all_of_its_descriptors_is_refused_by_name() {
+    let mesh = Mesh::new([unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    let add = AddPod {
+        pod: Some(pod(&mesh, 0)),
+        listeners: vec![ListenerKind::Outbound.into()],
+    };
+    let only = File::open("/dev/null").expect("a file").into();
+    let error = agent.ask(Message::Add(add), &[only]).await;
+    assert!(error.contains("shop/server"), "{error}");
+    assert!(mesh.served.get("sandbox-server").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_word_on_the_mode_counts_until_the_configuration_knows_the_pod() {
+    let mesh = Mesh::new([outside("client"), unserved("server")]).await;
+    mesh.state.apply(weft_proxy::state::Delta {
+        kind: weft_proxy::state::Kind::Workload,
+        updated: vec![],
+        removed: vec!["shop/server/uid-server".to_owned()],
+    });
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let served = mesh.served.get("sandbox-server").expect("the pod");
+    assert!(!served.is_strict());
+    let strict = Pod {
+        strict: true,
+        ..pod(&mesh, 1)
+    };
+    assert_eq!(
+        agent
+            .ask(Message::Update(UpdatePod { pod: Some(strict) }), &[])
+            .await,
+        ""
+    );
+    assert!(served.is_strict());
+    mesh.describe(1, |_| {});
+    assert!(!served.is_strict());
+    // The last pod of this address says nothing of the one that is there now.
+    mesh.describe(1, |workload| workload.name = "earlier".to_owned());
+    assert!(served.is_strict());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_pod_serves_what_is_open_until_it_ends() {
+    let mesh = Mesh::new([outside("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let (client, accepted) =
+        tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
+    let (client, (mut server, _)) = (
+        client.expect("a connection"),
+        accepted.expect("a connection"),
+    );
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 60_000,
+    };
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    drop(client);
+    assert_eq!(server.read(&mut [0; 1]).await.expect("an orderly end"), 0);
+    drop(server);
+    match agent.receive().await {
+        from_proxy::Message::Drained(drained) => assert_eq!(drained.sandbox, "sandbox-server"),
+        other => panic!("{other:?} instead of drained"),
+    }
+    let remove = RemovePod {
+        sandbox: "sandbox-server".to_owned(),
+    };
+    assert_eq!(agent.ask(Message::Remove(remove), &[]).await, "");
+    assert!(mesh.served.get("sandbox-server").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_end_within_the_drain_time_is_reset() {
+    let mesh = Mesh::new([outside("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let (client, accepted) =
+        tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
+    let (_client, (mut server, _)) = (
+        client.expect("a connection"),
+        accepted.expect("a connection"),
+    );
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 100,
+    };
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    assert!(matches!(
+        agent.receive().await,
+        from_proxy::Message::Drained(_)
+    ));
+    let read = timeout(LONG, async { server.read(&mut [0; 1]).await }).await;
+    assert!(read.expect("in time").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_stay_served_while_the_agent_is_away_and_stale_ones_go_when_it_is_back() {
+    let mesh = Mesh::new([outside("client"), unserved("stays"), unserved("goes")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    assert_eq!(agent.add(&mesh, 2).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let mut agent = agent.reconnect().await;
+    let dialled = mesh.host(0).dial(mesh.host(1).at(PORT));
+    let (client, accepted) = tokio::join!(dialled, listener.accept());
+    client.expect("a connection");
+    accepted.expect("a connection");
+
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    assert!(mesh.served.get("sandbox-goes").is_some());
+    assert_eq!(
+        agent.ask(Message::SnapshotSent(SnapshotSent {}), &[]).await,
+        ""
+    );
+    assert!(mesh.served.get("sandbox-goes").is_none());
+    assert!(mesh.served.get("sandbox-stays").is_some());
+    until("the pod is accepted for again", || {
+        mesh.served.all().iter().all(|pod| pod.is_accepting())
+    })
+    .await;
+    let dialled = mesh.host(0).dial(mesh.host(1).at(PORT));
+    let (client, accepted) = tokio::join!(dialled, listener.accept());
+    client.expect("a connection");
+    accepted.expect("a connection");
+}
