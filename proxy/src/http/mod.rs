@@ -3,10 +3,11 @@
 //! pools of upstream connections that belong to that pod alone.
 //!
 //! - [`table`], [`matching`], [`filter`], [`redirect`], [`path`], [`hop`], [`reply`]: pure;
-//! - `serve`, `session`, `forward`, `exchange`: one connection, its requests, one of them, and what
-//!   is told of it;
+//! - `serve`, `session`: one connection and its requests; `forward`, `plan`, `attempt`, `exchange`:
+//!   one of them, what is done with it, how it is sent, and what is told of it;
 //! - `upstream`: connections to backends; `upgrade`: what is no longer HTTP.
 
+mod attempt;
 pub mod body;
 mod deadline;
 mod downstream;
@@ -17,6 +18,7 @@ pub mod hop;
 mod limits;
 pub mod matching;
 pub mod path;
+mod plan;
 pub mod redirect;
 pub mod reply;
 mod series;

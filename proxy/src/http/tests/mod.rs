@@ -9,4 +9,5 @@ mod matching;
 mod smuggling;
 mod streams;
 mod timeouts;
+mod upgrades;
 mod versions;
