@@ -122,11 +122,6 @@ impl Api {
         self.update(key, mark_deleted)
     }
 
-    /// Whether this is just what was applied last, whatever has become of it since.
-    pub(crate) fn was_applied(&self, key: &ObjectKey, manifest: &Value) -> bool {
-        self.inner.lock().applied.get(key) == Some(manifest)
-    }
-
     /// Writes an object that a controller of the lab owns.
     pub(crate) fn put(&self, key: &ObjectKey, object: Value) -> io::Result<Outcome> {
         let mut inner = self.inner.lock();

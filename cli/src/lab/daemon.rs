@@ -137,9 +137,15 @@ async fn follow_files(files: Vec<PathBuf>, handler: Arc<Handler>) {
     use notify::Watcher;
     let (sender, mut events) = tokio::sync::mpsc::channel(1);
     let sender = Mutex::new(sender);
+    let followed = files.clone();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let concerns = |event: &notify::Event| {
+            let mut paths = event.paths.iter();
+            // Without a path, events were lost.
+            event.paths.is_empty() || paths.any(|p| followed.iter().any(|f| p.starts_with(f)))
+        };
         // Reading files is no change of them.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        if event.is_ok_and(|event| !event.kind.is_access() && concerns(&event)) {
             let _ = sender.lock().try_send(());
         }
     });

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 /// Exit code of a command that can't be run, as shells have it.
-const CANNOT_RUN: u8 = 126;
+const CANNOT_RUN: u8 = 127;
 
 /// Runs the command; returns only if that fails.
 pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {

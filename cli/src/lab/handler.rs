@@ -40,8 +40,8 @@ pub(crate) struct Handler {
 
 #[derive(Default)]
 struct Followed {
-    /// Which objects each file held when it was read last.
-    held: BTreeMap<ObjectKey, String>,
+    /// What the files held when they were read last, and which file it was.
+    held: BTreeMap<ObjectKey, (String, Value)>,
     invalid: Vec<Invalid>,
 }
 
@@ -224,21 +224,29 @@ impl Handler {
         invalid.extend(parsed.errors);
         let mut held = BTreeMap::new();
         for document in in_order(parsed.documents) {
-            held.insert(document.key.clone(), document.file.clone());
-            if self.lab.api.was_applied(&document.key, &document.value) {
+            // Only what changed in the file: a command may have changed the object since.
+            let before = followed.held.get(&document.key);
+            let same = before.is_some_and(|(_, value)| *value == document.value);
+            let held_now = (document.file.clone(), document.value.clone());
+            held.insert(document.key.clone(), held_now);
+            if same {
                 continue;
             }
             match self.apply_one(&document) {
                 Ok(Outcome::Unchanged) => {}
                 Ok(outcome) => tracing::info!("{} {outcome}", kinds::reference(&document.key)),
-                Err(message) => invalid.push(Invalid {
-                    file: document.file,
-                    message,
-                }),
+                Err(message) => {
+                    // So that it is tried, and told, again.
+                    held.insert(document.key, (document.file.clone(), Value::Null));
+                    invalid.push(Invalid {
+                        file: document.file,
+                        message,
+                    });
+                }
             }
         }
         let broken: BTreeSet<&str> = invalid.iter().map(|i| i.file.as_str()).collect();
-        for (key, file) in &followed.held {
+        for (key, (file, value)) in &followed.held {
             if held.contains_key(key) {
                 continue;
             }
@@ -247,7 +255,7 @@ impl Handler {
                 .iter()
                 .any(|broken| std::path::Path::new(file).starts_with(broken))
             {
-                held.insert(key.clone(), file.clone());
+                held.insert(key.clone(), (file.clone(), value.clone()));
                 continue;
             }
             match reconcile::delete(&self.lab.api, key) {

@@ -8,6 +8,7 @@ mod client;
 mod cni;
 mod container;
 mod daemon;
+mod demo;
 mod deployments;
 mod down;
 mod endpoints;
@@ -45,17 +46,16 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::Subcommand;
 
+/// The lab's name if none is given.
+const NAME: &str = "weft";
+
 /// `weft lab`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Args {
     /// Which lab: several run side by side.
-    #[arg(
-        long = "name",
-        global = true,
-        default_value = "weft",
-        value_name = "NAME"
-    )]
-    lab: String,
+    /// [default: weft; of the demo: demo]
+    #[arg(long = "name", global = true, value_name = "NAME")]
+    lab: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -80,11 +80,18 @@ enum Command {
     Get(get::GetArgs),
     /// Take a lab down, also one that was killed.
     Down(down::Args),
+    /// Show what the mesh does, in under a minute.
+    Demo(demo::Args),
 }
 
 /// Runs a lab command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let lab = &args.lab;
+    let default = if matches!(args.command, Command::Demo(_)) {
+        demo::NAME
+    } else {
+        NAME
+    };
+    let lab = args.lab.as_deref().unwrap_or(default);
     match &args.command {
         Command::Up(args) => up::run(lab, args),
         Command::Apply(args) => apply::apply(lab, args),
@@ -95,6 +102,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Status(args) => get::status(lab, args),
         Command::Get(args) => get::get(lab, args),
         Command::Down(args) => down::run(lab, args),
+        Command::Demo(args) => demo::run(lab, args),
     }
 }
 

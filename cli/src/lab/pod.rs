@@ -104,7 +104,7 @@ impl Runner {
     async fn run(&self) {
         // Before anything is made: what can't be run needs no network.
         if let Err(why) = podspec::plan(&self.pod, &[], &self.node.name) {
-            tracing::warn!("{why}");
+            tracing::warn!("pod {} {why}", self.name());
             self.change(|report| {
                 report.reason = CONFIG_ERROR;
                 report.message = why;
@@ -127,7 +127,7 @@ impl Runner {
             });
             match podspec::plan(&self.pod, &addresses, &self.node.name) {
                 Ok(plan) => self.containers(plan, &addresses).await,
-                Err(why) => tracing::error!("{why}"),
+                Err(why) => tracing::error!("pod {} {why}", self.name()),
             }
             self.deleted.cancelled().await;
             self.detach(&result);
@@ -200,7 +200,7 @@ impl Runner {
             tracing::error!(pod = %self.name(), error = %format!("{error:#}"), "pod can't be prepared");
             self.change(|report| {
                 report.reason = CONFIG_ERROR;
-                report.message = format!("pod {}: {error:#}", self.name());
+                report.message = format!("{error:#}");
             });
             return;
         }

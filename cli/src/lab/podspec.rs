@@ -1,5 +1,5 @@
 //! From a Pod object to what the lab runs. In: the pod, and the addresses it got. Out: per
-//! container the command, environment and policies, or an error that names pod and container.
+//! container the command, environment and policies, or an error that names the container.
 //! Pure.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
@@ -63,32 +63,19 @@ pub(crate) struct PodPlan {
 /// Kubernetes's default for `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 
-/// `namespace/name` of a pod.
-pub(crate) fn pod_name(pod: &Pod) -> String {
-    let meta = &pod.metadata;
-    let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
-    format!("{}/{}", or_empty(&meta.namespace), or_empty(&meta.name))
-}
-
 /// Plans a pod.
 pub(crate) fn plan(pod: &Pod, addresses: &[IpAddr], node: &str) -> Result<PodPlan, String> {
-    let name = pod_name(pod);
-    let spec = pod
-        .spec
-        .as_ref()
-        .ok_or_else(|| format!("pod {name} has no spec"))?;
+    let spec = pod.spec.as_ref().ok_or("has no spec")?;
     let restart = match spec.restart_policy.as_deref() {
         None | Some("Always") => RestartPolicy::Always,
         Some("OnFailure") => RestartPolicy::OnFailure,
         Some("Never") => RestartPolicy::Never,
         Some(other) => {
-            return Err(format!(
-                "pod {name}: spec.restartPolicy {other:?} is unknown"
-            ));
+            return Err(format!("spec.restartPolicy {other:?} is unknown"));
         }
     };
     if spec.containers.is_empty() {
-        return Err(format!("pod {name} has no containers"));
+        return Err("has no containers".into());
     }
     let context = Context {
         pod,
@@ -97,7 +84,7 @@ pub(crate) fn plan(pod: &Pod, addresses: &[IpAddr], node: &str) -> Result<PodPla
     };
     let plan_one = |container: &Container, restart| {
         plan_container(&context, container, restart)
-            .map_err(|why| format!("pod {name}, container {}: {why}", container.name))
+            .map_err(|why| format!("container {} {why}", container.name))
     };
     let mut init = Vec::new();
     let mut containers = Vec::new();
@@ -156,7 +143,9 @@ fn plan_container(
         .as_ref()
         .is_some_and(|from| !from.is_empty())
     {
-        return Err("envFrom is not supported in the lab: write the variables under env".into());
+        return Err(
+            "has envFrom, which the lab does not support: write the variables under env".into(),
+        );
     }
     let mut env = BTreeMap::new();
     for variable in container.env.iter().flatten() {
@@ -175,7 +164,7 @@ fn plan_container(
             .as_ref()
             .map(|probe| ProbePlan::new(probe, container))
             .transpose()
-            .map_err(|why| format!("{field}: {why}"))
+            .map_err(|why| format!("has a {field} that can't be run: {why}"))
     };
     let hook = container
         .lifecycle
@@ -188,7 +177,7 @@ fn plan_container(
             (_, Some(sleep)) => {
                 PreStop::Sleep(Duration::from_secs(sleep.seconds.try_into().unwrap_or(0)))
             }
-            _ => return Err("lifecycle.preStop: the lab knows exec and sleep".into()),
+            _ => return Err("has lifecycle.preStop: the lab knows exec and sleep".into()),
         }),
     };
     Ok(ContainerPlan {
@@ -243,7 +232,7 @@ fn value_of(context: &Context<'_>, variable: &EnvVar) -> Result<String, String> 
             .unwrap_or_else(|| "default".into()),
         "status.podIP" => join(context.addresses.get(..1).unwrap_or_default()),
         "status.podIPs" => join(context.addresses),
-        other => return Err(format!("env {name}: fieldRef {other:?} is unknown")),
+        other => return Err(format!("has env {name}: fieldRef {other:?} is unknown")),
     })
 }
 
@@ -337,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_lab_cannot_run_is_an_error_that_names_pod_and_container() {
+    fn what_the_lab_cannot_run_is_an_error_that_names_the_container() {
         let cases = [
             (json!({"name": "c", "image": "nginx"}), "has no command"),
             (
@@ -356,7 +345,7 @@ mod tests {
         ];
         for (container, expected) in cases {
             let error = planned(container).unwrap_err();
-            assert!(error.starts_with("pod shop/a-1, container c: "), "{error}");
+            assert!(error.starts_with("container c "), "{error}");
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -116,6 +116,7 @@ pub(crate) fn pod_row(pod: &Value) -> PodRow {
     };
     let ready = condition("Ready");
     let message = text("/status/message");
+    let acknowledged = condition(CONDITION_CAPTURED);
     let containers = pod["status"]["containerStatuses"]
         .as_array()
         .into_iter()
@@ -129,7 +130,8 @@ pub(crate) fn pod_row(pod: &Value) -> PodRow {
         terminating: !pod["metadata"]["deletionTimestamp"].is_null(),
         restarts: containers.filter_map(|c| c["restartCount"].as_u64()).sum(),
         captured,
-        acknowledged: is_true(condition(CONDITION_CAPTURED)),
+        acknowledged: acknowledged
+            .is_some_and(|c| c["status"] == "True" && c["message"].as_str() == sandbox),
         identity,
         reason: text("/status/reason"),
         message: if message.is_empty() {
@@ -231,8 +233,13 @@ pub(crate) fn missing(status: &LabStatus) -> Missing {
     for pod in status.pods.iter().filter(|pod| !pod.terminating) {
         let name = format!("pod {}/{}", pod.namespace, pod.name);
         if pod.has_failed() {
-            let why = because(&pod.message);
-            missing.failed.push(format!("{name} failed{why}"));
+            missing
+                .failed
+                .push(format!("{name} failed{}", because(&pod.message)));
+        } else if pod.captured && !pod.acknowledged {
+            missing
+                .waiting
+                .push(format!("{name} is captured, but not every proxy knows yet"));
         } else if !pod.is_done() {
             missing
                 .waiting

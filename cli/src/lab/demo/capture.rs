@@ -1,0 +1,165 @@
+//! Listens on the wire between the nodes. In: the fabric's namespace and texts to look for. Out:
+//! how often each was seen in clear text, and how much was seen at all. Bounded: nothing is kept.
+
+use std::{
+    io::Read,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use socket2::{Domain, Protocol, Socket, Type};
+use weft_api::names::PORT_HBONE;
+
+use crate::lab::netns;
+
+/// `ETH_P_ALL`, as the kernel wants it.
+const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
+/// More than the largest segment that leaves a veth uncut.
+const FRAME: usize = 1 << 17;
+/// Between looks at whether to stop; how long the last frames may take.
+const TICK: Duration = Duration::from_millis(50);
+/// What waits in the kernel while this thread has no processor.
+const KERNEL_BUFFER: usize = 8 << 20;
+
+/// What was seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Seen {
+    pub(super) frames: u64,
+    /// Frames of HBONE tunnels.
+    pub(super) tunnel: u64,
+    /// Frames that hold each text, in the order in which they were given.
+    pub(super) texts: Vec<u64>,
+}
+
+/// A capture under way.
+pub(super) struct Capture {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<Seen>>,
+}
+
+impl Capture {
+    /// Starts to listen on every link of the namespace.
+    pub(super) fn start(netns: &str, texts: Vec<String>) -> anyhow::Result<Self> {
+        let socket = netns::run(netns, || {
+            Socket::new(
+                Domain::PACKET,
+                Type::RAW,
+                Some(Protocol::from(ALL_PROTOCOLS)),
+            )
+        })?
+        .context("a packet socket")?;
+        socket.set_read_timeout(Some(TICK))?;
+        socket.set_recv_buffer_size(KERNEL_BUFFER)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || listen(socket, &texts, &stopped));
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it.
+    pub(super) fn stop(self) -> anyhow::Result<Seen> {
+        self.stop.store(true, Ordering::Release);
+        let seen = self
+            .thread
+            .join()
+            .map_err(|_| anyhow!("the capture's thread panicked"))?;
+        seen.context("the capture")
+    }
+}
+
+fn listen(mut socket: Socket, texts: &[String], stop: &AtomicBool) -> std::io::Result<Seen> {
+    let mut seen = Seen {
+        texts: vec![0; texts.len()],
+        ..Seen::default()
+    };
+    let mut buffer = vec![0; FRAME];
+    loop {
+        // Asked for before reading: what came until then is still read.
+        let last = stop.load(Ordering::Acquire);
+        match socket.read(&mut buffer) {
+            Ok(length) => look(&buffer[..length], texts, &mut seen),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ) =>
+            {
+                if last {
+                    return Ok(seen);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn look(frame: &[u8], texts: &[String], seen: &mut Seen) {
+    seen.frames += 1;
+    seen.tunnel += u64::from(tcp_ports(frame).is_some_and(|ports| ports.contains(&PORT_HBONE)));
+    for (text, count) in texts.iter().zip(&mut seen.texts) {
+        let text = text.as_bytes();
+        *count += u64::from(frame.windows(text.len()).any(|window| window == text));
+    }
+}
+
+/// Source and destination port of a TCP segment in IPv4 in Ethernet.
+fn tcp_ports(frame: &[u8]) -> Option<[u16; 2]> {
+    const ETHERNET: usize = 14;
+    let ip = frame.get(ETHERNET..)?;
+    if frame[12..ETHERNET] != [0x08, 0x00] || *ip.get(9)? != 6 {
+        return None;
+    }
+    let tcp = ip.get(usize::from(ip[0] & 0x0f) * 4..)?;
+    let port = |at: usize| Some(u16::from_be_bytes([*tcp.get(at)?, *tcp.get(at + 1)?]));
+    Some([port(0)?, port(2)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ethernet, IPv4, TCP, payload.
+    fn frame(ports: [u16; 2], payload: &str) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend([0x08, 0x00]);
+        let mut ip = [0; 20];
+        (ip[0], ip[9]) = (0x45, 6);
+        frame.extend(ip);
+        frame.extend(ports[0].to_be_bytes());
+        frame.extend(ports[1].to_be_bytes());
+        frame.extend([0; 16]);
+        frame.extend(payload.as_bytes());
+        frame
+    }
+
+    #[test]
+    fn texts_and_tunnels_are_counted_by_the_frame() {
+        let texts = ["marker-a".to_owned(), "marker-b".to_owned()];
+        let mut seen = Seen {
+            texts: vec![0; 2],
+            ..Seen::default()
+        };
+        look(
+            &frame([40000, 80], "x marker-a marker-a"),
+            &texts,
+            &mut seen,
+        );
+        look(&frame([40000, 15008], "secret"), &texts, &mut seen);
+        look(&frame([15008, 40000], "secret"), &texts, &mut seen);
+        look(&[0; 5], &texts, &mut seen);
+        assert_eq!(
+            seen,
+            Seen {
+                frames: 4,
+                tunnel: 2,
+                texts: vec![1, 0]
+            }
+        );
+    }
+}
