@@ -279,7 +279,8 @@ async fn once(lab: &Lab, parts: &Parts, part: &Part) -> anyhow::Result<std::proc
             .stdin(Stdio::null())
             .stderr(log.try_clone()?)
             .stdout(log);
-        command.process_group(0).spawn()
+        // The log is a file.
+        command.env("NO_COLOR", "1").process_group(0).spawn()
     })?
     .with_context(|| format!("{} in {}", part.program, lab.programs.display()))?;
     parts.change(&part.name, |status| {

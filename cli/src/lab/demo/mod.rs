@@ -213,6 +213,9 @@ fn by_header(stage: &Stage) -> anyhow::Result<()> {
 }
 
 fn identities(stage: &Stage) -> anyhow::Result<()> {
+    // Without a route the port is forwarded as it is: a connection ends, and is logged, with its
+    // request. Those of routes are kept for the next ones.
+    stage.load("shop/client", "http://checkout-v1/", 1, &[])?;
     let (client, server) = (
         "spiffe://cluster.local/ns/shop/sa/client",
         "spiffe://cluster.local/ns/shop/sa/checkout",
