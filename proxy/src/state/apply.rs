@@ -10,6 +10,7 @@ use super::{
     State,
     endpoints::Endpoint,
     held::{Delta, Held, Rejected},
+    intern::Interner,
     resource::{self, Kind, Membership},
     service::{Known, ServiceEntry},
     tables::TableKey,
@@ -32,6 +33,7 @@ pub(super) struct WorkloadEntry {
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     pub(super) held: Held,
+    texts: Interner,
     tables: std::collections::HashMap<Arc<str>, TableKey, foldhash::fast::RandomState>,
 }
 
@@ -72,7 +74,8 @@ impl State {
         match kind {
             Kind::Workload => {
                 let message: config::Workload = resource::decode(body)?;
-                let (workload, memberships) = resource::workload(name, &message)?;
+                let (workload, memberships) =
+                    resource::workload(name, &message, &mut writer.texts)?;
                 self.set_workload(workload, memberships);
             }
             Kind::Service => {

@@ -74,8 +74,7 @@ impl Held {
         self.rejections.remove(&(kind, resource.name.clone()));
         let held = HeldResource {
             version: resource.version.into(),
-            // A copy: the body is a slice of the whole response, which it would keep alive.
-            body: Bytes::copy_from_slice(&resource.body),
+            body: resource.body,
         };
         self.kinds[kind as usize].insert(resource.name.into(), held);
     }

@@ -11,6 +11,7 @@ mod by_address;
 mod dump;
 mod endpoints;
 mod held;
+mod intern;
 mod resource;
 mod service;
 mod sharded;

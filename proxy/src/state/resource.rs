@@ -19,6 +19,7 @@ use weft_certs::TrustBundle;
 
 use super::{
     endpoints::Readiness,
+    intern::Interner,
     tables::{RouteTable, TableKey},
 };
 use crate::model::{Service, ServiceName, ServicePort, Workload};
@@ -109,6 +110,7 @@ pub(super) fn decode<M: Message + Default>(body: Bytes) -> Result<M, String> {
 pub(super) fn workload(
     name: &str,
     from: &config::Workload,
+    texts: &mut Interner,
 ) -> Result<(Workload, Vec<Membership>), String> {
     if !from.uid.is_empty() && from.uid != name {
         return Err(format!(
@@ -132,8 +134,8 @@ pub(super) fn workload(
     }
     let addresses = addresses(&from.addresses)?;
     let memberships = match addresses.first() {
-        Some(&primary) => memberships(&from.endpoints, primary)?,
-        None => memberships(&from.endpoints, IpAddr::from([0; 4])).map(|_| Vec::new())?,
+        Some(&primary) => memberships(&from.endpoints, primary, texts)?,
+        None => memberships(&from.endpoints, IpAddr::from([0; 4]), texts).map(|_| Vec::new())?,
     };
     let identity = if from.trust_domain.is_empty() || from.service_account.is_empty() {
         String::new()
@@ -151,27 +153,31 @@ pub(super) fn workload(
     let workload = Workload {
         uid: name.into(),
         name: from.name.as_str().into(),
-        namespace: from.namespace.as_str().into(),
-        service_account: from.service_account.as_str().into(),
-        identity: identity.into(),
-        node: from.node.as_str().into(),
-        zone: from.zone.as_str().into(),
-        owner: owner.as_str().into(),
-        version: from.version.as_str().into(),
+        namespace: texts.get(&from.namespace),
+        service_account: texts.get(&from.service_account),
+        identity: texts.get(&identity),
+        node: texts.get(&from.node),
+        zone: texts.get(&from.zone),
+        owner: texts.get(owner),
+        version: texts.get(&from.version),
         addresses,
         host_network: from.host_network,
         captured: hbone,
-        sandbox: from.sandbox.as_str().into(),
+        sandbox: texts.get(&from.sandbox),
         mtls: MtlsMode::try_from(from.mtls)
             .map_err(|_| format!("mtls mode {} is unknown", from.mtls))?,
     };
     Ok((workload, memberships))
 }
 
-fn memberships(from: &[config::Endpoint], primary: IpAddr) -> Result<Vec<Membership>, String> {
+fn memberships(
+    from: &[config::Endpoint],
+    primary: IpAddr,
+    texts: &mut Interner,
+) -> Result<Vec<Membership>, String> {
     let mut all: Vec<Membership> = Vec::new();
     for endpoint in from {
-        let service: ServiceName = service_name(&endpoint.service)?.into();
+        let service = texts.get(service_name(&endpoint.service)?);
         let readiness = match (endpoint.ready, endpoint.serving, endpoint.terminating) {
             (true, ..) => Readiness::Ready,
             (false, true, true) => Readiness::ServingTerminating,

@@ -1,7 +1,7 @@
 //! Who talks to whom, in words whose number is bounded: owners, not pods; identities; Services;
 //! routes and rules. Never an address, a path or a host name.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::model::{Client, RouteRef, Workload};
 
@@ -61,16 +61,16 @@ pub struct Peer {
 impl Peer {
     /// Someone whom the configuration does not know.
     pub fn unknown() -> Self {
-        let unknown: Arc<str> = UNKNOWN.into();
         Self {
-            workload: Arc::clone(&unknown),
-            namespace: unknown,
-            identity: "".into(),
+            workload: Arc::clone(&UNKNOWN),
+            namespace: Arc::clone(&UNKNOWN),
+            identity: Arc::clone(&NONE),
         }
     }
 }
 
-const UNKNOWN: &str = "unknown";
+static UNKNOWN: LazyLock<Arc<str>> = LazyLock::new(|| "unknown".into());
+static NONE: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 
 impl From<&Workload> for Peer {
     fn from(from: &Workload) -> Self {
@@ -97,8 +97,8 @@ impl From<&Client> for Peer {
 pub struct Labels {
     /// Which way.
     pub direction: Direction,
-    /// Over what.
-    pub tunnel: Tunnel,
+    /// `mtls` or `plaintext`. Not the [`Tunnel`]: what prints alike must be one series.
+    pub tls: &'static str,
     /// The client.
     pub source: Peer,
     /// The server.
@@ -117,15 +117,14 @@ const LABELS: usize = 11;
 impl Labels {
     /// Without Service and route.
     pub fn new(direction: Direction, tunnel: Tunnel, source: Peer, destination: Peer) -> Self {
-        let none: Arc<str> = "".into();
         Self {
             direction,
-            tunnel,
+            tls: tunnel.tls(),
             source,
             destination,
-            service: Arc::clone(&none),
-            route: Arc::clone(&none),
-            rule: none,
+            service: Arc::clone(&NONE),
+            route: Arc::clone(&NONE),
+            rule: Arc::clone(&NONE),
         }
     }
 
@@ -154,7 +153,7 @@ impl Labels {
         };
         Self {
             direction: self.direction,
-            tunnel: self.tunnel,
+            tls: self.tls,
             source: peer.clone(),
             destination: peer,
             service: Arc::clone(&word),
@@ -166,7 +165,7 @@ impl Labels {
     pub(super) fn pairs(&self) -> [(&'static str, &str); LABELS] {
         [
             ("direction", self.direction.label()),
-            ("tls", self.tunnel.tls()),
+            ("tls", self.tls),
             ("source_workload", &self.source.workload),
             ("source_namespace", &self.source.namespace),
             ("source_identity", &self.source.identity),

@@ -2,7 +2,7 @@
 //! long as its labels hold (a connection; a rule and a backend) and recorded on without look-up.
 //!
 //! Beyond [`CAP`] label sets everything is counted in one series `overflow` per direction and
-//! tunnel. A series that nobody holds and nothing changed for [`IDLE`] goes: a scraper sees it end.
+//! per `tls`. A series that nobody holds and nothing changed for [`IDLE`] goes: a scraper sees it end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -97,7 +97,7 @@ fn of_two_workloads_with_one_address_the_captured_one_counts_in_any_order() {
     for order in [[&plain, &tunnelled], [&tunnelled, &plain]] {
         let state = state();
         for pod in order {
-            set_pods(&state, &[pod.clone()]);
+            set_pods(&state, std::slice::from_ref(pod));
         }
         let owner = || state.workload_by_address("10.0.0.1".parse().expect("an address"));
         assert_eq!(&*owner().expect("known").uid, "shop/a/uid");
@@ -112,7 +112,7 @@ fn of_two_workloads_with_one_address_the_captured_one_counts_in_any_order() {
 fn a_connection_is_current_while_it_would_be_made_in_the_same_way() {
     let state = state();
     let first = pod("a", "10.0.0.1", &[]);
-    set_pods(&state, &[first.clone()]);
+    set_pods(&state, std::slice::from_ref(&first));
     let held = || state.workload("shop/a/uid").expect("known");
     let made_for = held();
     assert!(state.is_current(&made_for));

@@ -9,7 +9,7 @@ use super::labels;
 use crate::{
     model::RouteRef,
     state::Kind,
-    telemetry::{AccessLog, Direction, Side, Sink, Telemetry, series::IDLE},
+    telemetry::{AccessLog, Direction, Labels, Peer, Side, Sink, Telemetry, Tunnel, series::IDLE},
 };
 
 fn telemetry(cap: usize) -> Arc<Telemetry> {
@@ -196,6 +196,29 @@ async fn a_full_map_finds_room_without_a_scrape() {
         values(&telemetry, &["weft_requests_total{", "\"b\""]),
         [1.0]
     );
+}
+
+#[test]
+fn no_series_is_shown_twice() {
+    let telemetry = telemetry(1);
+    // Both are plaintext, and both find no room.
+    for tunnel in [Tunnel::Hbone, Tunnel::Plaintext, Tunnel::Passthrough] {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let labels = Labels::new(direction, tunnel, Peer::unknown(), Peer::unknown());
+            telemetry
+                .requests(&labels)
+                .record(200, None, Duration::ZERO);
+            telemetry.connection_opened(&labels);
+        }
+    }
+    let text = telemetry.encode();
+    let series = text
+        .lines()
+        .filter_map(|line| Some(line.rsplit_once(' ')?.0));
+    let mut seen = std::collections::HashSet::new();
+    for line in series.filter(|line| !line.starts_with('#')) {
+        assert!(seen.insert(line), "{line}");
+    }
 }
 
 #[test]
