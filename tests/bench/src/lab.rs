@@ -62,12 +62,10 @@ impl Lab {
     /// The proxies' processes.
     pub(crate) fn proxies(&self) -> Result<Vec<u32>> {
         let status: Value = serde_json::from_str(&self.weft(&["status", "-o", "json"])?)?;
-        let parts = status["parts"].as_array().cloned().unwrap_or_default();
-        let proxies = parts
-            .iter()
-            .filter(|p| p["name"].as_str().is_some_and(|n| n.starts_with("proxy/")));
+        let parts = status["parts"].as_object().cloned().unwrap_or_default();
+        let proxies = parts.iter().filter(|(name, _)| name.starts_with("proxy/"));
         let pids: Vec<u32> = proxies
-            .filter_map(|p| u32::try_from(p["pid"].as_u64()?).ok())
+            .filter_map(|(_, p)| u32::try_from(p["pid"].as_u64()?).ok())
             .collect();
         if pids.is_empty() {
             bail!("weft lab status names no proxies: {status}");

@@ -31,8 +31,10 @@ pub struct Answer {
     pub status: u16,
     /// Headers, in order; names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Body, lossily as text.
+    /// The beginning of the body, lossily as text.
     pub body: String,
+    /// How long the body was.
+    pub body_bytes: u64,
     /// Trailers.
     pub trailers: Vec<(String, String)>,
     /// Why there is no answer, or no whole one.

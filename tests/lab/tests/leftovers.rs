@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -105,29 +107,26 @@ fn a_lab_whose_every_part_was_killed_is_cleaned_up_by_down() {
     let mut up = foreground(&lab);
     signal(up.id(), "-KILL");
     up.wait().expect("it ends");
-    let status = fs::read_to_string(lab.state_dir().join("state.json")).expect("its state");
-    let state: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    let mut killed = 0;
-    for pid in pids(&state) {
-        signal(pid, "-KILL");
-        killed += 1;
-    }
-    assert!(killed > 4, "every part was killed: {state}");
+    let killed = processes(&lab);
+    assert!(killed.len() > 8, "parts and pods were killed: {killed:?}");
+    killed.iter().for_each(|pid| signal(*pid, "-KILL"));
     lab.weft(&["down"]).ok();
     assert_gone(&lab, &links);
 }
 
-/// Every "pid" in the state.
-fn pids(value: &serde_json::Value) -> Vec<u32> {
-    match value {
-        serde_json::Value::Array(items) => items.iter().flat_map(pids).collect(),
-        serde_json::Value::Object(fields) => fields
-            .iter()
-            .flat_map(|(key, value)| match (key.as_str(), value.as_u64()) {
-                ("pid", Some(pid)) => u32::try_from(pid).into_iter().collect(),
-                _ => pids(value),
-            })
-            .collect(),
-        _ => Vec::new(),
+/// Everything that runs for this lab: whatever lives in one of its network namespaces.
+fn processes(lab: &Lab) -> Vec<u32> {
+    let inode = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    let mut own = BTreeSet::new();
+    for entry in fs::read_dir("/run/netns").expect("namespaces").flatten() {
+        if entry.file_name().to_string_lossy().contains(&lab.name) {
+            own.extend(inode(&entry.path()));
+        }
     }
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        inode(Path::new(&format!("/proc/{pid}/ns/net"))).is_some_and(|netns| own.contains(&netns))
+    })
+    .collect()
 }

@@ -19,12 +19,9 @@ const MEGA: u64 = 1_000_000;
 fn rss(lab: &Lab, part: &str) -> u64 {
     let status = lab.weft(&["status", "-o", "json"]).ok();
     let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    let parts = status["parts"].as_array().cloned().unwrap_or_default();
-    let found = parts
-        .iter()
-        .find(|p| p["name"] == part)
+    let pid = status["parts"][part]["pid"]
+        .as_u64()
         .unwrap_or_else(|| panic!("{status}"));
-    let pid = found["pid"].as_u64().expect("a pid");
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a live process");
     let line = text
         .lines()
@@ -111,7 +108,7 @@ fn http_streams_bodies_trailers_upgrades_and_grpc() {
             Request {
                 h2: true,
                 headers: vec![("te".into(), "trailers".into())],
-                ..request("http://checkout/?trailers=1")
+                ..request("http://checkout/?stream=2&interval=10ms&trailers=1")
             },
             request("http://checkout/?stream=5&interval=20ms"),
         ],
@@ -124,9 +121,9 @@ fn http_streams_bodies_trailers_upgrades_and_grpc() {
             answer.body.len()
         );
     }
-    assert_eq!(large[0].body.len(), 100_000_000);
-    assert_eq!(large[1].body.len(), 100_000_000);
-    assert_eq!(large[2].body.len(), MEGA as usize);
+    assert_eq!(large[0].body_bytes, 100 * MEGA);
+    assert_eq!(large[1].body_bytes, 100 * MEGA);
+    assert_eq!(large[2].body_bytes, MEGA);
     assert!(
         !large[3].trailers.is_empty(),
         "trailers came through: {:?}",

@@ -11,6 +11,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use weft_lab_tests::{Answer, Request};
 
+/// As much of a body as a test wants to read.
+const TEXT: usize = 64 << 10;
+
 /// Makes the requests one after the other.
 pub(crate) async fn all(requests: Vec<Request>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(requests.len());
@@ -99,6 +102,8 @@ async fn read(response: hyper::Response<Incoming>, answer: &mut Answer) -> Resul
         .await
         .context("reading the body")?;
     answer.trailers = body.trailers().map(pairs).unwrap_or_default();
-    answer.body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    let body = body.to_bytes();
+    answer.body_bytes = body.len() as u64;
+    answer.body = String::from_utf8_lossy(&body[..body.len().min(TEXT)]).into_owned();
     Ok(())
 }
