@@ -103,6 +103,8 @@ pub struct Pod {
     info: ArcSwap<Info>,
     netns: Netns,
     spiffe: SpiffeId,
+    /// The same as text, for records.
+    spiffe_text: Arc<str>,
     identity: Arc<Identity>,
     acceptor: TlsAcceptor,
     connector: Arc<PodConnector>,
@@ -285,6 +287,7 @@ impl Pod {
         Ok(Arc::new(Self {
             info: ArcSwap::from_pointee(info),
             netns,
+            spiffe_text: spiffe.as_str().into(),
             spiffe,
             identity,
             acceptor: TlsAcceptor::from(server),
@@ -499,7 +502,7 @@ impl Pod {
         let same = *workload.namespace == *info.namespace
             && *workload.name == *info.name
             && (*workload.sandbox == *info.sandbox
-                || (!info.uid.is_empty() && workload.uid.ends_with(&format!("/{}", info.uid))));
+                || (!info.uid.is_empty() && workload.uid.rsplit('/').next() == Some(&info.uid)));
         same.then_some(workload)
     }
 
@@ -513,7 +516,7 @@ impl Pod {
         Client {
             name: Arc::clone(&info.name),
             namespace: Arc::clone(&info.namespace),
-            identity: self.spiffe.as_str().into(),
+            identity: Arc::clone(&self.spiffe_text),
             owner,
             address,
         }

@@ -28,21 +28,21 @@ use weft_proxy::{
 
 use crate::net::{Host, Net};
 
-pub const TRUST_DOMAIN: &str = "cluster.local";
-pub const NAMESPACE: &str = "shop";
+pub(crate) const TRUST_DOMAIN: &str = "cluster.local";
+pub(crate) const NAMESPACE: &str = "shop";
 
 /// How a pod is to be.
 #[derive(Clone, Copy)]
-pub struct Spec {
-    pub name: &'static str,
-    pub account: &'static str,
-    pub captured: bool,
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) account: &'static str,
+    pub(crate) captured: bool,
     /// Served from the start.
-    pub served: bool,
-    pub strict: bool,
+    pub(crate) served: bool,
+    pub(crate) strict: bool,
 }
 
-pub fn captured(name: &'static str) -> Spec {
+pub(crate) fn captured(name: &'static str) -> Spec {
     Spec {
         name,
         account: name,
@@ -52,7 +52,7 @@ pub fn captured(name: &'static str) -> Spec {
     }
 }
 
-pub fn outside(name: &'static str) -> Spec {
+pub(crate) fn outside(name: &'static str) -> Spec {
     Spec {
         captured: false,
         served: false,
@@ -60,30 +60,30 @@ pub fn outside(name: &'static str) -> Spec {
     }
 }
 
-pub struct TestPod {
-    pub host: Host,
-    pub spec: Spec,
-    pub pod: Option<Arc<Pod>>,
+pub(crate) struct TestPod {
+    pub(crate) host: Host,
+    pub(crate) spec: Spec,
+    pub(crate) pod: Option<Arc<Pod>>,
     /// The agent keeps them.
     listeners: Vec<(ListenerKind, std::net::TcpListener)>,
 }
 
-pub struct Mesh {
-    pub pods: Vec<TestPod>,
-    pub served: Arc<Pods>,
-    pub state: Arc<State>,
-    pub telemetry: Arc<Telemetry>,
-    pub ca: Arc<TestCa>,
-    pub bundle: Arc<dyn BundleSource>,
+pub(crate) struct Mesh {
+    pub(crate) pods: Vec<TestPod>,
+    pub(crate) served: Arc<Pods>,
+    pub(crate) state: Arc<State>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) ca: Arc<TestCa>,
+    pub(crate) bundle: Arc<dyn BundleSource>,
     _net: Net,
 }
 
 impl Mesh {
-    pub async fn new<const N: usize>(specs: [Spec; N]) -> Self {
+    pub(crate) async fn new<const N: usize>(specs: [Spec; N]) -> Self {
         Self::with(Settings::default(), specs).await
     }
 
-    pub async fn with<const N: usize>(settings: Settings, specs: [Spec; N]) -> Self {
+    pub(crate) async fn with<const N: usize>(settings: Settings, specs: [Spec; N]) -> Self {
         weft_certs::tls::install_crypto_provider();
         let mut net = Net::new();
         let ca = Arc::new(TestCa::new());
@@ -138,7 +138,7 @@ impl Mesh {
     }
 
     /// Another proxy of the same node.
-    pub fn proxy(&self, settings: Settings) -> Arc<Pods> {
+    pub(crate) fn proxy(&self, settings: Settings) -> Arc<Pods> {
         proxy(
             &self.ca,
             &self.bundle,
@@ -149,7 +149,7 @@ impl Mesh {
     }
 
     /// What the agent says of a pod.
-    pub fn info(&self, at: usize) -> Info {
+    pub(crate) fn info(&self, at: usize) -> Info {
         let TestPod { host, spec, .. } = &self.pods[at];
         Info {
             sandbox: format!("sandbox-{}", spec.name),
@@ -163,7 +163,7 @@ impl Mesh {
     }
 
     /// A pod's descriptors, as the agent sends them.
-    pub fn descriptors(&self, at: usize) -> (OwnedFd, Vec<(ListenerKind, OwnedFd)>) {
+    pub(crate) fn descriptors(&self, at: usize) -> (OwnedFd, Vec<(ListenerKind, OwnedFd)>) {
         let TestPod {
             host, listeners, ..
         } = &self.pods[at];
@@ -180,13 +180,13 @@ impl Mesh {
     }
 
     /// Gives a pod to a proxy.
-    pub fn hand_over(&self, at: usize, proxy: &Pods) -> Arc<Pod> {
+    pub(crate) fn hand_over(&self, at: usize, proxy: &Pods) -> Arc<Pod> {
         let (netns, listeners) = self.descriptors(at);
         proxy.add(self.info(at), netns, listeners).expect("a pod")
     }
 
     /// Puts a pod into the configuration, after `change`.
-    pub fn describe(&self, at: usize, change: impl FnOnce(&mut config::Workload)) {
+    pub(crate) fn describe(&self, at: usize, change: impl FnOnce(&mut config::Workload)) {
         let TestPod { host, spec, .. } = &self.pods[at];
         let uid = format!("{NAMESPACE}/{0}/uid-{0}", spec.name);
         let mut workload = config::Workload {
@@ -220,7 +220,7 @@ impl Mesh {
         self.put(Kind::Workload, &uid, &workload);
     }
 
-    pub fn put(&self, kind: Kind, name: &str, message: &impl Message) {
+    pub(crate) fn put(&self, kind: Kind, name: &str, message: &impl Message) {
         let rejected = self.state.apply(Delta {
             kind,
             updated: vec![Resource {
@@ -234,7 +234,14 @@ impl Mesh {
     }
 
     /// A Service `shop/<name>` at `vip` whose only port `port` leads to port `target` of pods.
-    pub fn service(&self, name: &str, vip: IpAddr, port: u16, target: u16, endpoints: &[usize]) {
+    pub(crate) fn service(
+        &self,
+        name: &str,
+        vip: IpAddr,
+        port: u16,
+        target: u16,
+        endpoints: &[usize],
+    ) {
         let full = format!("{NAMESPACE}/{name}");
         let service = config::Service {
             namespace: NAMESPACE.to_owned(),
@@ -263,28 +270,28 @@ impl Mesh {
         }
     }
 
-    pub fn host(&self, at: usize) -> &Host {
+    pub(crate) fn host(&self, at: usize) -> &Host {
         &self.pods[at].host
     }
 
-    pub fn served(&self, at: usize) -> &Arc<Pod> {
+    pub(crate) fn served(&self, at: usize) -> &Arc<Pod> {
         self.pods[at].pod.as_ref().expect("a captured pod")
     }
 
     /// Streams of each outbound tunnel of a pod.
-    pub fn tunnels(&self, at: usize) -> Vec<usize> {
+    pub(crate) fn tunnels(&self, at: usize) -> Vec<usize> {
         let stats = self.served(at).connector().pool().stats();
         stats.into_iter().flat_map(|one| one.streams).collect()
     }
 
     /// Whether the metrics have a line that starts so, with this value.
-    pub fn metric(&self, line: &str, value: u64) -> bool {
+    pub(crate) fn metric(&self, line: &str, value: u64) -> bool {
         let wanted = format!("{line} {value}");
         self.telemetry.encode().lines().any(|line| line == wanted)
     }
 
     /// A certificate of the mesh, for peers of the test's own.
-    pub fn svid(&self, account: &str) -> Arc<SvidCell> {
+    pub(crate) fn svid(&self, account: &str) -> Arc<SvidCell> {
         let id = SpiffeId::new(TRUST_DOMAIN, NAMESPACE, account).expect("an id");
         let request = csr::Request::generate(&id).expect("a request");
         let chain = self
@@ -322,7 +329,7 @@ fn proxy(
     })))
 }
 
-pub struct TestCa(pub CertificateAuthority);
+pub(crate) struct TestCa(pub(crate) CertificateAuthority);
 
 impl TestCa {
     fn new() -> Self {
@@ -345,7 +352,7 @@ impl Ca for TestCa {
 }
 
 /// As messages carry it.
-pub fn octets(ip: IpAddr) -> bytes::Bytes {
+pub(crate) fn octets(ip: IpAddr) -> bytes::Bytes {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec().into(),
         IpAddr::V6(ip) => ip.octets().to_vec().into(),
@@ -353,7 +360,7 @@ pub fn octets(ip: IpAddr) -> bytes::Bytes {
 }
 
 /// Waits for a condition, with a bound that only a broken test reaches.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if holds() {
             return;
@@ -364,12 +371,12 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A connection whose close is a reset.
-pub fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     stream.set_zero_linger().expect("the option");
     drop(stream);
 }
 
 /// The peer as the application sees it, without IPv4-in-IPv6.
-pub fn seen(peer: SocketAddr) -> IpAddr {
+pub(crate) fn seen(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
 }

@@ -35,13 +35,13 @@ table inet weft_test {
 }";
 
 /// A namespace that is removed with it.
-pub struct Space {
+pub(crate) struct Space {
     name: String,
-    pub netns: Netns,
+    pub(crate) netns: Netns,
 }
 
 impl Space {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         remember_home().expect("the own namespace");
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("weft-proxy-test-{}-{count}", std::process::id());
@@ -55,7 +55,7 @@ impl Space {
         space
     }
 
-    pub fn ip(&self, arguments: &str) {
+    pub(crate) fn ip(&self, arguments: &str) {
         let mut words = vec!["ip", "-n", &self.name];
         words.extend(arguments.split_whitespace());
         run(&words);
@@ -103,13 +103,13 @@ fn run(words: &[&str]) {
 }
 
 /// Pods on one wire.
-pub struct Net {
+pub(crate) struct Net {
     switch: Space,
     pods: u8,
 }
 
 impl Net {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let switch = Space::new();
         switch.ip("link add br0 type bridge");
         switch.ip("link set br0 up");
@@ -117,7 +117,7 @@ impl Net {
     }
 
     /// A namespace on the wire with an address of each family; redirected if `captured`.
-    pub fn pod(&mut self, captured: bool) -> Host {
+    pub(crate) fn pod(&mut self, captured: bool) -> Host {
         self.pods += 1;
         let number = self.pods;
         let space = Space::new();
@@ -145,23 +145,23 @@ impl Net {
 }
 
 /// A pod's namespace and addresses.
-pub struct Host {
-    pub space: Space,
-    pub v4: Ipv4Addr,
-    pub v6: Ipv6Addr,
+pub(crate) struct Host {
+    pub(crate) space: Space,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
 }
 
 impl Host {
-    pub fn addresses(&self) -> Vec<IpAddr> {
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         vec![self.v4.into(), self.v6.into()]
     }
 
-    pub fn at(&self, port: u16) -> SocketAddr {
+    pub(crate) fn at(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.v4.into(), port)
     }
 
     /// A listener on all addresses of both families.
-    pub fn bind(&self, port: u16) -> std::net::TcpListener {
+    pub(crate) fn bind(&self, port: u16) -> std::net::TcpListener {
         let make = || {
             let socket = Socket::new(
                 Domain::IPV6,
@@ -178,12 +178,12 @@ impl Host {
     }
 
     /// The application listens.
-    pub fn listen(&self, port: u16) -> TcpListener {
+    pub(crate) fn listen(&self, port: u16) -> TcpListener {
         TcpListener::from_std(self.bind(port)).expect("a listener for the runtime")
     }
 
     /// The application dials.
-    pub async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+    pub(crate) async fn dial(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         let make = || match to {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
