@@ -58,9 +58,10 @@ impl Http {
         }
         match request.uri().path() {
             "/ready" if self.ready.is_cancelled() => text(StatusCode::OK, "ready\n"),
-            "/ready" => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "the source's objects are still being read\n")
-            }
+            "/ready" => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the source's objects are still being read\n",
+            ),
             "/metrics" => with_type(
                 StatusCode::OK,
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -92,9 +93,15 @@ fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     }
 }
 
-fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn with_type(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert("content-type", http::HeaderValue::from_static(kind));
     response
 }

@@ -1,6 +1,6 @@
 //! `weft-controller`: reads flags, opens what they name, runs the controller.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
@@ -57,20 +57,22 @@ enum LogFormat {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let options = Options::parse();
     set_up_logs(options.log_format);
     weft_certs::tls::install_crypto_provider();
-    let shutdown = CancellationToken::new();
-    tokio::spawn(stop_on_signal(shutdown.clone())?);
-    let result = start(options, shutdown).await;
-    if let Err(error) = &result {
-        tracing::error!(error = format!("{error:#}"), "the controller ends");
+    match start(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the controller ends");
+            ExitCode::FAILURE
+        }
     }
-    result
 }
 
-async fn start(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+async fn start(options: Options) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    tokio::spawn(stop_on_signal(shutdown.clone())?);
     let ca = root::load_or_create(&options.ca_dir, &options.trust_domain)?;
     let bundle = ca.trust_bundle().context("read the CA's root")?.to_pem();
     root::replace(&options.bundle_out, bundle.as_bytes(), 0o644)?;

@@ -75,17 +75,33 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.compile.clone(),
         );
-        r.register("invalid_objects", "Objects that can't be read", metrics.invalid.clone());
+        r.register(
+            "invalid_objects",
+            "Objects that can't be read",
+            metrics.invalid.clone(),
+        );
         r.register("objects", "Objects read, by kind", metrics.objects.clone());
         r.register("responses", "xDS responses sent", metrics.responses.clone());
-        r.register("pushed_resources", "Resources sent or removed", metrics.resources.clone());
-        r.register("nacks", "Resources that a proxy refused", metrics.rejected.clone());
+        r.register(
+            "pushed_resources",
+            "Resources sent or removed",
+            metrics.resources.clone(),
+        );
+        r.register(
+            "nacks",
+            "Resources that a proxy refused",
+            metrics.rejected.clone(),
+        );
         r.register(
             "certificates",
             "Certificates signed, and requests refused by reason",
             metrics.certificates.clone(),
         );
-        r.register("status_writes", "Writes of status", metrics.status_writes.clone());
+        r.register(
+            "status_writes",
+            "Writes of status",
+            metrics.status_writes.clone(),
+        );
         metrics.registry = Arc::new(registry);
         metrics
     }
@@ -103,33 +119,55 @@ impl Metrics {
 
     /// One object of a kind more (or, negative, less).
     pub fn object(&self, kind: &str, change: i64) {
-        self.objects.get_or_create_owned(&KindLabel { kind: kind.to_owned() }).inc_by(change);
+        self.objects
+            .get_or_create_owned(&KindLabel {
+                kind: kind.to_owned(),
+            })
+            .inc_by(change);
     }
 
     pub(crate) fn pushed(&self, response: &DeltaDiscoveryResponse) {
-        let Some(kind) = ResourceType::from_url(&response.type_url) else { return };
-        let label = TypeLabel { r#type: kind.name() };
+        let Some(kind) = ResourceType::from_url(&response.type_url) else {
+            return;
+        };
+        let label = TypeLabel {
+            r#type: kind.name(),
+        };
         self.responses.get_or_create_owned(&label).inc();
         let count = response.resources.len() + response.removed_resources.len();
-        self.resources.get_or_create_owned(&label).inc_by(count as u64);
+        self.resources
+            .get_or_create_owned(&label)
+            .inc_by(count as u64);
     }
 
     pub(crate) fn rejected(&self, kind: ResourceType, count: usize) {
-        self.rejected.get_or_create_owned(&TypeLabel { r#type: kind.name() }).inc_by(count as u64);
+        self.rejected
+            .get_or_create_owned(&TypeLabel {
+                r#type: kind.name(),
+            })
+            .inc_by(count as u64);
     }
 
     pub(crate) fn signed(&self) {
-        let labels = CertificateLabels { result: "signed", reason: "" };
+        let labels = CertificateLabels {
+            result: "signed",
+            reason: "",
+        };
         self.certificates.get_or_create_owned(&labels).inc();
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
-        let labels = CertificateLabels { result: "refused", reason };
+        let labels = CertificateLabels {
+            result: "refused",
+            reason,
+        };
         self.certificates.get_or_create_owned(&labels).inc();
     }
 
     pub(crate) fn status_written(&self, fine: bool) {
         let result = if fine { "written" } else { "failed" };
-        self.status_writes.get_or_create_owned(&ResultLabel { result }).inc();
+        self.status_writes
+            .get_or_create_owned(&ResultLabel { result })
+            .inc();
     }
 }

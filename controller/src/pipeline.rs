@@ -101,7 +101,11 @@ impl Pipeline {
             let compiled = world.compile();
             self.metrics.compile.observe(start.elapsed().as_secs_f64());
             for entry in self.state.set_invalid_objects(&compiled.invalid) {
-                tracing::warn!(origin = entry.origin, error = entry.error, "an object is not what it should be");
+                tracing::warn!(
+                    origin = entry.origin,
+                    error = entry.error,
+                    "an object is not what it should be"
+                );
             }
             self.metrics.invalid.set(self.state.invalid().len() as i64);
             if compiled.changes.is_empty() {
@@ -141,18 +145,34 @@ async fn gather(events: &mut mpsc::Receiver<Event>, batch: &mut Vec<Event>) -> b
 fn updates(compiled: &Compiled) -> Vec<Update> {
     let changes = &compiled.changes;
     let services = changes.services.iter().map(|name| {
-        update(ResourceType::Service, name, compiled.services.get(name).map(AsRef::as_ref))
+        update(
+            ResourceType::Service,
+            name,
+            compiled.services.get(name).map(AsRef::as_ref),
+        )
     });
     let workloads = changes.workloads.iter().map(|name| {
-        update(ResourceType::Workload, name, compiled.workloads.get(name).map(AsRef::as_ref))
+        update(
+            ResourceType::Workload,
+            name,
+            compiled.workloads.get(name).map(AsRef::as_ref),
+        )
     });
     let tables = changes.route_tables.iter().map(|name| {
-        update(ResourceType::RouteTable, name, compiled.route_tables.get(name).map(AsRef::as_ref))
+        update(
+            ResourceType::RouteTable,
+            name,
+            compiled.route_tables.get(name).map(AsRef::as_ref),
+        )
     });
     services.chain(workloads).chain(tables).collect()
 }
 
 /// A resource as it is published.
 pub(crate) fn update(kind: ResourceType, name: &str, message: Option<&impl Message>) -> Update {
-    Update { kind, name: name.to_owned(), body: message.map(Message::encode_to_vec) }
+    Update {
+        kind,
+        name: name.to_owned(),
+        body: message.map(Message::encode_to_vec),
+    }
 }

@@ -1,16 +1,17 @@
 //! Puts the parts together, and runs them until they are told to stop.
 
-use std::{future::pending, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use tokio::{net::TcpListener, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use weft_api::{
-    ca::istio_certificate_service_server::IstioCertificateServiceServer,
-    config,
-    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
-    names,
+    ca::istio_certificate_service_server::IstioCertificateServiceServer, config,
+    discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer, names,
 };
 use weft_certs::{CertificateAuthority, serving::ServingCell, tls::controller_server_config};
 use weft_source::{Source, Writer};
@@ -38,8 +39,11 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// has, at about 100 bytes each.
 const MAX_REQUEST: usize = 64 * 1024 * 1024;
 
-/// A renewal of the serving certificate that failed is tried again after this time.
-const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+/// How long an orderly end may take.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The least time between two renewals of the serving certificate.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a controller is made of.
 pub struct Parts {
@@ -63,7 +67,16 @@ pub struct Parts {
 
 /// Runs a controller until `shutdown`; fails if its source ends.
 pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Parts { source, writer, authenticator, ca, listener, http, settings, settle } = parts;
+    let Parts {
+        source,
+        writer,
+        authenticator,
+        ca,
+        listener,
+        http,
+        settings,
+        settle,
+    } = parts;
     let ca = Arc::new(ca);
     let metrics = Metrics::default();
     let hub = Hub::new(metrics.clone());
@@ -95,7 +108,10 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
     };
     let serve = async {
         // Before everything is read, "what there is" would take from proxies what they have.
-        synced.cancelled().await;
+        tokio::select! {
+            () = synced.cancelled() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
         let address = listener.local_addr().context("listen")?;
         let xds = XdsService::new(hub, Arc::clone(&authenticator), shutdown.clone());
         let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_REQUEST);
@@ -109,7 +125,10 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         ready.cancel();
         let incoming = tls::accept(listener, tls);
         let stop = shutdown.clone().cancelled_owned();
-        server.serve_with_incoming_shutdown(incoming, stop).await.context("serve")
+        server
+            .serve_with_incoming_shutdown(incoming, stop)
+            .await
+            .context("serve")
     };
     let status = async {
         synced.cancelled().await;
@@ -121,10 +140,20 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         () = status => Ok(()),
         () = answers.serve(http) => Ok(()),
         () = renew(&ca, &serving) => Ok(()),
+        () = overdue(&shutdown) => Ok(()),
     }
 }
 
-fn mesh_config(settings: &Settings, ca: &CertificateAuthority) -> anyhow::Result<config::MeshConfig> {
+/// Ends some time after the shutdown has begun: clients that do not hang up can't hold it up.
+async fn overdue(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    sleep(SHUTDOWN_TIMEOUT).await;
+}
+
+fn mesh_config(
+    settings: &Settings,
+    ca: &CertificateAuthority,
+) -> anyhow::Result<config::MeshConfig> {
     let bundle = ca.trust_bundle()?;
     Ok(config::MeshConfig {
         trust_domain: settings.trust_domain.clone(),
@@ -143,19 +172,15 @@ fn serving_certificate(
 /// Renews the serving certificate at half its life.
 async fn renew(ca: &CertificateAuthority, serving: &ServingCell) {
     loop {
-        // Two replicas need not renew at the same time, but may: no jitter.
         let due = serving.current().renew_at(0.0);
-        sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+        let wait = due.duration_since(SystemTime::now()).unwrap_or_default();
+        // Near the root's own end, and after a failure, what is due may be due already.
+        sleep(wait.max(RENEWAL_PAUSE)).await;
         match serving_certificate(ca) {
             Ok(certificate) => serving.set(certificate),
             Err(error) => {
                 tracing::error!(%error, "the serving certificate can't be renewed; trying again");
-                sleep(RENEWAL_RETRY).await;
             }
-        }
-        if serving.current().not_after() < SystemTime::now() {
-            tracing::error!("the serving certificate has expired");
-            pending::<()>().await;
         }
     }
 }

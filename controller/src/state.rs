@@ -41,7 +41,11 @@ pub struct InvalidEntry {
 impl State {
     /// Begins with this world.
     pub fn new(world: World) -> Self {
-        Self { world: RwLock::new(world), revision: watch::Sender::new(0), invalid: Mutex::default() }
+        Self {
+            world: RwLock::new(world),
+            revision: watch::Sender::new(0),
+            invalid: Mutex::default(),
+        }
     }
 
     /// Changes the world.
@@ -62,7 +66,11 @@ impl State {
         let deadline = Instant::now() + patience;
         let mut revision = self.revision.subscribe();
         loop {
-            if self.world.read().is_running_on(node, namespace, service_account) {
+            if self
+                .world
+                .read()
+                .is_running_on(node, namespace, service_account)
+            {
                 return true;
             }
             if !matches!(timeout_at(deadline, revision.changed()).await, Ok(Ok(()))) {
@@ -77,7 +85,11 @@ impl State {
         let mut invalid = self.invalid.lock();
         match error {
             Some(error) => {
-                invalid.documents.insert(origin.into(), error.into()).as_deref() != Some(error)
+                invalid
+                    .documents
+                    .insert(origin.into(), error.into())
+                    .as_deref()
+                    != Some(error)
             }
             None => invalid.documents.remove(origin).is_some(),
         }
@@ -89,7 +101,9 @@ impl State {
         if invalid.objects == *objects {
             return Vec::new();
         }
-        let news = objects.iter().filter(|(key, error)| invalid.objects.get(key) != Some(error));
+        let news = objects
+            .iter()
+            .filter(|(key, error)| invalid.objects.get(key) != Some(error));
         let news = news.map(|(key, error)| entry(key, error)).collect();
         invalid.objects.clone_from(objects);
         news
@@ -98,11 +112,19 @@ impl State {
     /// Everything that can't be read now.
     pub fn invalid(&self) -> Vec<InvalidEntry> {
         let invalid = self.invalid.lock();
-        let documents = invalid.documents.iter().map(|(origin, error)| entry(origin, error));
-        documents.chain(invalid.objects.iter().map(|(key, error)| entry(key, error))).collect()
+        let documents = invalid
+            .documents
+            .iter()
+            .map(|(origin, error)| entry(origin, error));
+        documents
+            .chain(invalid.objects.iter().map(|(key, error)| entry(key, error)))
+            .collect()
     }
 }
 
 fn entry(origin: impl ToString, error: &str) -> InvalidEntry {
-    InvalidEntry { origin: origin.to_string(), error: error.to_owned() }
+    InvalidEntry {
+        origin: origin.to_string(),
+        error: error.to_owned(),
+    }
 }

@@ -1,5 +1,7 @@
 //! The controller as proxies see it, over real gRPC and TLS.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::{

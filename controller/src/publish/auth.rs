@@ -1,12 +1,6 @@
 //! Who calls: a bearer token in, the node on which the caller runs out.
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    path::PathBuf,
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc, time::SystemTime};
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -24,14 +18,21 @@ pub async fn authenticate(
     authenticator: &Arc<dyn Authenticator>,
     metadata: &MetadataMap,
 ) -> Result<String, Status> {
-    let value = metadata.get("authorization").and_then(|value| value.to_str().ok());
-    let (scheme, token) = value.and_then(|value| value.split_once(' ')).unwrap_or_default();
+    let value = metadata
+        .get("authorization")
+        .and_then(|value| value.to_str().ok());
+    let (scheme, token) = value
+        .and_then(|value| value.split_once(' '))
+        .unwrap_or_default();
     if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
         return Err(Status::unauthenticated(
             "the call carries no token; send the metadata \"authorization: Bearer TOKEN\"",
         ));
     }
-    authenticator.node(token.trim()).await.map_err(Status::unauthenticated)
+    authenticator
+        .node(token.trim())
+        .await
+        .map_err(Status::unauthenticated)
 }
 
 /// A file of lines `token node-name`, read again when it changes. The lab's stand-in for Kubernetes'
@@ -59,7 +60,10 @@ struct Stamp {
 impl FileTokens {
     /// Reads the file; fails if that is not possible.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
-        let tokens = Self { path: path.into(), loaded: Mutex::default() };
+        let tokens = Self {
+            path: path.into(),
+            loaded: Mutex::default(),
+        };
         tokens.load(&mut tokens.loaded.lock(), true)?;
         Ok(tokens)
     }
@@ -96,11 +100,13 @@ impl FileTokens {
         for (index, line) in text.lines().enumerate() {
             let words: Vec<&str> = line.split_whitespace().collect();
             match *words {
+                [first, ..] if first.starts_with('#') => {}
                 [token, node] => {
-                    loaded.nodes.insert(Sha256::digest(token).into(), node.to_owned());
+                    loaded
+                        .nodes
+                        .insert(Sha256::digest(token).into(), node.to_owned());
                 }
                 [] => {}
-                [first, ..] if first.starts_with('#') => {}
                 _ => tracing::warn!(
                     path = %self.path.display(), line = index + 1,
                     "a line of the node tokens is ignored; write \"token node-name\""
@@ -116,7 +122,10 @@ impl Authenticator for FileTokens {
     fn node<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, String>> {
         Box::pin(async move {
             self.look_up(token).ok_or_else(|| {
-                format!("the token is not known; it must be in {}", self.path.display())
+                format!(
+                    "the token is not known; it must be in {}",
+                    self.path.display()
+                )
             })
         })
     }

@@ -42,7 +42,12 @@ impl CaService {
         state: Arc<State>,
         metrics: Metrics,
     ) -> Self {
-        Self { ca, authenticator, state, metrics }
+        Self {
+            ca,
+            authenticator,
+            state,
+            metrics,
+        }
     }
 
     async fn sign(
@@ -64,7 +69,11 @@ impl CaService {
             ));
         }
         let (namespace, account) = (id.namespace(), id.service_account());
-        if !self.state.runs_on(&node, namespace, account, PATIENCE).await {
+        if !self
+            .state
+            .runs_on(&node, namespace, account, PATIENCE)
+            .await
+        {
             return Err(Refusal(
                 "not_on_node",
                 Status::permission_denied(format!(
@@ -72,11 +81,18 @@ impl CaService {
                 )),
             ));
         }
-        let lifetime = u64::try_from(request.validity_duration).ok().filter(|seconds| *seconds > 0);
+        let lifetime = u64::try_from(request.validity_duration)
+            .ok()
+            .filter(|seconds| *seconds > 0);
         let lifetime = lifetime.map(Duration::from_secs);
-        let signed = self.ca.sign(&request.csr, &id, lifetime, SystemTime::now()).map_err(refuse)?;
+        let signed = self
+            .ca
+            .sign(&request.csr, &id, lifetime, SystemTime::now())
+            .map_err(refuse)?;
         tracing::info!(%node, %id, "signed a certificate");
-        Ok(IstioCertificateResponse { cert_chain: signed.chain_pem })
+        Ok(IstioCertificateResponse {
+            cert_chain: signed.chain_pem,
+        })
     }
 }
 
@@ -93,7 +109,11 @@ impl IstioCertificateService for CaService {
             }
             Err(Refusal(reason, status)) => {
                 self.metrics.refused(reason);
-                tracing::warn!(reason, error = status.message(), "refused to sign a certificate");
+                tracing::warn!(
+                    reason,
+                    error = status.message(),
+                    "refused to sign a certificate"
+                );
                 Err(status)
             }
         }
@@ -104,7 +124,10 @@ impl IstioCertificateService for CaService {
 struct Refusal(&'static str, Status);
 
 fn identity(request: &IstioCertificateRequest) -> Result<SpiffeId, Refusal> {
-    let field = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED));
+    let field = request
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.fields.get(IMPERSONATED));
     let Some(Kind::StringValue(text)) = field.and_then(|value| value.kind.as_ref()) else {
         return Err(Refusal(
             "no_identity",
@@ -114,13 +137,18 @@ fn identity(request: &IstioCertificateRequest) -> Result<SpiffeId, Refusal> {
         ));
     };
     text.parse().map_err(|error| {
-        Refusal("bad_identity", Status::invalid_argument(format!("{text:?} is no identity: {error}")))
+        Refusal(
+            "bad_identity",
+            Status::invalid_argument(format!("{text:?} is no identity: {error}")),
+        )
     })
 }
 
 fn refuse(error: CaError) -> Refusal {
     match error {
-        CaError::Request { .. } => Refusal("bad_request", Status::invalid_argument(error.to_string())),
+        CaError::Request { .. } => {
+            Refusal("bad_request", Status::invalid_argument(error.to_string()))
+        }
         _ => Refusal("internal", Status::internal(error.to_string())),
     }
 }

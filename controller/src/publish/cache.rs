@@ -50,7 +50,13 @@ impl Cache {
         if known.is_some_and(|(_, old)| old.version == version) {
             return None;
         }
-        resources.insert(Arc::clone(&name), Published { version, body: body.into() });
+        resources.insert(
+            Arc::clone(&name),
+            Published {
+                version,
+                body: body.into(),
+            },
+        );
         Some(name)
     }
 

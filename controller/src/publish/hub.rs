@@ -105,7 +105,11 @@ pub struct TypeView {
 impl Hub {
     /// A hub without resources and proxies.
     pub fn new(metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), changed: Notify::new(), metrics })
+        Arc::new(Self {
+            inner: Mutex::default(),
+            changed: Notify::new(),
+            metrics,
+        })
     }
 
     /// Takes in a proxy. A session of the same process that lingers from a broken connection ends.
@@ -132,18 +136,30 @@ impl Hub {
         };
         inner.proxies.insert(serial, proxy);
         self.census(&mut inner);
-        Connection { hub: Arc::clone(self), serial, wake, superseded }
+        Connection {
+            hub: Arc::clone(self),
+            serial,
+            wake,
+            superseded,
+        }
     }
 
     /// Takes over updates, and wakes the streams that have something to send. Returns how many
     /// resources have changed.
     pub fn publish(&self, updates: Vec<Update>) -> usize {
         let mut inner = self.inner.lock();
-        let Inner { cache, proxies, dirty, .. } = &mut *inner;
+        let Inner {
+            cache,
+            proxies,
+            dirty,
+            ..
+        } = &mut *inner;
         let mut count = 0;
         for update in updates {
             let kind = update.kind;
-            let Some(name) = cache.apply(update) else { continue };
+            let Some(name) = cache.apply(update) else {
+                continue;
+            };
             count += 1;
             for proxy in proxies.values_mut() {
                 proxy.session.changed(kind, &name);
@@ -162,7 +178,10 @@ impl Hub {
     /// How all connected proxies stand towards some resources.
     pub fn standing(&self, kind: ResourceType, names: &[String]) -> Standing {
         let inner = self.inner.lock();
-        let mut standing = Standing { proxies: inner.proxies.len(), ..Standing::default() };
+        let mut standing = Standing {
+            proxies: inner.proxies.len(),
+            ..Standing::default()
+        };
         for name in names {
             let version = inner.cache.version(kind, name);
             for proxy in inner.proxies.values() {
@@ -172,7 +191,9 @@ impl Hub {
                         standing.waiting.insert(proxy.node.clone());
                     }
                     Acknowledgement::Rejected(reason) => {
-                        standing.rejected.insert((name.clone(), reason, proxy.node.clone()));
+                        standing
+                            .rejected
+                            .insert((name.clone(), reason, proxy.node.clone()));
                     }
                 }
             }
@@ -193,7 +214,11 @@ impl Hub {
     /// The connected proxies.
     pub fn proxies(&self) -> Vec<ProxyView> {
         let inner = self.inner.lock();
-        inner.proxies.values().map(|proxy| proxy.view(&inner.cache)).collect()
+        inner
+            .proxies
+            .values()
+            .map(|proxy| proxy.view(&inner.cache))
+            .collect()
     }
 
     /// The resources as they are published, by type and name.
@@ -201,9 +226,13 @@ impl Hub {
         let inner = self.inner.lock();
         let dump = |kind| {
             let resources = inner.cache.all(kind).iter();
-            resources.map(|(name, r)| (name.to_string(), decode(kind, &r.body))).collect()
+            resources
+                .map(|(name, r)| (name.to_string(), decode(kind, &r.body)))
+                .collect()
         };
-        ResourceType::ALL.map(|kind| (kind.name(), dump(kind))).into()
+        ResourceType::ALL
+            .map(|kind| (kind.name(), dump(kind)))
+            .into()
     }
 
     fn census(&self, inner: &mut Inner) {
@@ -219,10 +248,20 @@ impl Connection {
     /// Takes in a request from the proxy.
     pub fn request(&self, request: DeltaDiscoveryRequest) {
         let kind = ResourceType::from_url(&request.type_url);
-        let nack = request.error_detail.as_ref().map(|error| error.message.clone());
+        let nack = request
+            .error_detail
+            .as_ref()
+            .map(|error| error.message.clone());
         let mut inner = self.hub.inner.lock();
-        let Inner { cache, proxies, dirty, .. } = &mut *inner;
-        let Some(proxy) = proxies.get_mut(&self.serial) else { return };
+        let Inner {
+            cache,
+            proxies,
+            dirty,
+            ..
+        } = &mut *inner;
+        let Some(proxy) = proxies.get_mut(&self.serial) else {
+            return;
+        };
         let told = proxy.session.request(request, cache);
         let Some(kind) = kind else { return };
         if told.rejected > 0 {
@@ -234,7 +273,9 @@ impl Connection {
             dirty.everything = true;
         }
         if told.subscribed || !told.names.is_empty() {
-            told.names.into_iter().for_each(|name| dirty.note(kind, name));
+            told.names
+                .into_iter()
+                .for_each(|name| dirty.note(kind, name));
             self.hub.changed.notify_one();
         }
     }
@@ -243,7 +284,9 @@ impl Connection {
     pub fn responses(&self) -> Vec<DeltaDiscoveryResponse> {
         let mut inner = self.hub.inner.lock();
         let Inner { cache, proxies, .. } = &mut *inner;
-        let Some(proxy) = proxies.get_mut(&self.serial) else { return Vec::new() };
+        let Some(proxy) = proxies.get_mut(&self.serial) else {
+            return Vec::new();
+        };
         let responses = proxy.session.responses(cache);
         for response in &responses {
             self.hub.metrics.pushed(response);
@@ -276,8 +319,10 @@ impl Drop for Connection {
 impl Proxy {
     fn view(&self, cache: &Cache) -> ProxyView {
         let types = ResourceType::ALL.map(|kind| {
-            let mut view =
-                TypeView { subscribed: self.session.is_subscribed(kind), ..TypeView::default() };
+            let mut view = TypeView {
+                subscribed: self.session.is_subscribed(kind),
+                ..TypeView::default()
+            };
             for (name, resource) in cache.all(kind) {
                 match self.session.standing(kind, name, Some(resource.version)) {
                     Acknowledgement::Acknowledged => view.acknowledged += 1,
@@ -319,7 +364,8 @@ impl Dirty {
 fn decode(kind: ResourceType, body: &[u8]) -> Value {
     fn value<T: Message + Default + Serialize>(body: &[u8]) -> Value {
         let message = T::decode(body).map_err(|error| error.to_string());
-        let value = message.and_then(|m| serde_json::to_value(m).map_err(|error| error.to_string()));
+        let value =
+            message.and_then(|m| serde_json::to_value(m).map_err(|error| error.to_string()));
         value.unwrap_or_else(Value::String)
     }
     match kind {

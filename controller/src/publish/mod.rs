@@ -34,7 +34,12 @@ pub enum ResourceType {
 
 impl ResourceType {
     /// All types, in order.
-    pub const ALL: [Self; 4] = [Self::MeshConfig, Self::Service, Self::Workload, Self::RouteTable];
+    pub const ALL: [Self; 4] = [
+        Self::MeshConfig,
+        Self::Service,
+        Self::Workload,
+        Self::RouteTable,
+    ];
 
     /// The type URL on the wire.
     pub fn url(self) -> &'static str {

@@ -13,7 +13,8 @@ use weft_certs::{CertificateAuthority, ca::ROOT_LIFETIME};
 
 /// Loads the CA of a folder (`root.pem`, `root.key`), or makes it if there is none.
 pub fn load_or_create(folder: &Path, trust_domain: &str) -> anyhow::Result<CertificateAuthority> {
-    fs::create_dir_all(folder).with_context(|| format!("make the CA's folder {}", folder.display()))?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("make the CA's folder {}", folder.display()))?;
     // Two controllers that start at once must not make two roots.
     let lock = File::create(folder.join(".lock")).context("lock the CA's folder")?;
     lock.lock().context("lock the CA's folder")?;
@@ -52,13 +53,20 @@ pub fn load_or_create(folder: &Path, trust_domain: &str) -> anyhow::Result<Certi
 /// Writes a file so that readers see all of it or what was there before.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
         let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary)?;
         // The umask may have taken something away, or the file may be an old one.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(contents)?;
@@ -86,12 +94,22 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("ca");
         let made = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| load_or_create(&path, "test.local").unwrap())).collect();
-            threads.into_iter().map(|t| t.join().unwrap().to_pem()).collect::<Vec<_>>()
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| load_or_create(&path, "test.local").unwrap()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap().to_pem())
+                .collect::<Vec<_>>()
         });
-        assert!(made.iter().all(|pem| *pem == made[0]), "one root, however many start at once");
-        let mode = fs::metadata(path.join("root.key")).unwrap().permissions().mode();
+        assert!(
+            made.iter().all(|pem| *pem == made[0]),
+            "one root, however many start at once"
+        );
+        let mode = fs::metadata(path.join("root.key"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -100,7 +118,9 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         load_or_create(folder.path(), "test.local").unwrap();
         fs::remove_file(folder.path().join("root.key")).unwrap();
-        let error = load_or_create(folder.path(), "test.local").unwrap_err().to_string();
+        let error = load_or_create(folder.path(), "test.local")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("root.key is not: restore it"), "{error}");
         fs::remove_file(folder.path().join("root.pem")).unwrap();
         fs::write(folder.path().join("root.key"), "interrupted").unwrap();

@@ -10,7 +10,10 @@ use std::{
 };
 
 use prost_types::Any;
-use weft_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use weft_api::{
+    discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
+    names::XDS_PARTIAL,
+};
 
 use super::{
     ResourceType,
@@ -19,11 +22,8 @@ use super::{
 
 /// The most that one response carries, in bytes: half of the 4 MiB that gRPC clients accept by
 /// default. What is left follows in further responses; `system_version_info` of all but the last
-/// is [`PARTIAL`].
+/// is [`XDS_PARTIAL`].
 const MAX_RESPONSE: usize = 2 * 1024 * 1024;
-
-/// `system_version_info` of a response that is followed by more of the same.
-pub const PARTIAL: &str = "partial";
 
 /// The subscription to everything.
 const WILDCARD: &str = "*";
@@ -109,7 +109,11 @@ impl Session {
         let mut responses = Vec::new();
         for kind in ResourceType::ALL {
             responses.extend(self.respond(kind, cache));
-            if self.types[kind as usize].pending.iter().any(|name| cache.get(kind, name).is_some()) {
+            if self.types[kind as usize]
+                .pending
+                .iter()
+                .any(|name| cache.get(kind, name).is_some())
+            {
                 // More of this type is to come before what may depend on it.
                 return responses;
             }
@@ -120,16 +124,28 @@ impl Session {
     }
 
     /// How the proxy stands towards a resource.
-    pub fn standing(&self, kind: ResourceType, name: &str, now: Option<Version>) -> Acknowledgement {
+    pub fn standing(
+        &self,
+        kind: ResourceType,
+        name: &str,
+        now: Option<Version>,
+    ) -> Acknowledgement {
         let subscription = &self.types[kind as usize];
         let held = subscription.held.get(name);
         let Some(now) = now else {
             let on_its_way = subscription.outstanding.iter().any(|outstanding| {
-                outstanding.sent.iter().any(|(sent, version)| &**sent == name && version.is_some())
+                outstanding
+                    .sent
+                    .iter()
+                    .any(|(sent, version)| &**sent == name && version.is_some())
             });
             // Before it subscribes, nobody knows what a proxy still has from an earlier time.
             let gone = subscription.active && held.is_none() && !on_its_way;
-            return if gone { Acknowledgement::Acknowledged } else { Acknowledgement::Waiting };
+            return if gone {
+                Acknowledgement::Acknowledged
+            } else {
+                Acknowledgement::Waiting
+            };
         };
         if held == Some(&Some(now)) {
             return Acknowledgement::Acknowledged;
@@ -154,7 +170,10 @@ impl Session {
         if !subscription.active || subscription.outstanding.is_some() {
             return None;
         }
-        let mut response = DeltaDiscoveryResponse { type_url: kind.url().into(), ..Default::default() };
+        let mut response = DeltaDiscoveryResponse {
+            type_url: kind.url().into(),
+            ..Default::default()
+        };
         let mut sent = Vec::new();
         let mut kept = BTreeSet::new();
         let mut size = 0;
@@ -179,19 +198,26 @@ impl Session {
                 subscription.rejected.remove(&name);
                 continue;
             }
-            if subscription.rejected.get(&name).is_some_and(|(refused, _)| *refused == version) {
+            if subscription
+                .rejected
+                .get(&name)
+                .is_some_and(|(refused, _)| *refused == version)
+            {
                 continue;
             }
             size += name.len() + resource.body.len();
             response.resources.push(Resource {
                 version: version.to_string(),
-                resource: Some(Any { type_url: kind.url().into(), value: resource.body.to_vec() }),
+                resource: Some(Any {
+                    type_url: kind.url().into(),
+                    value: resource.body.to_vec(),
+                }),
                 name: name.to_string(),
             });
             sent.push((name, Some(version)));
         }
         if !subscription.pending.is_empty() {
-            response.system_version_info = PARTIAL.into();
+            response.system_version_info = XDS_PARTIAL.into();
         }
         subscription.pending.append(&mut kept);
         if sent.is_empty() && !subscription.greet {
@@ -200,7 +226,10 @@ impl Session {
         subscription.greet = false;
         self.nonce += 1;
         response.nonce = self.nonce.to_string();
-        subscription.outstanding = Some(Outstanding { nonce: response.nonce.clone(), sent });
+        subscription.outstanding = Some(Outstanding {
+            nonce: response.nonce.clone(),
+            sent,
+        });
         Some(response)
     }
 }
@@ -218,12 +247,16 @@ impl Subscription {
         if request.response_nonce.is_empty() {
             return told;
         }
-        let Some(Outstanding { sent, .. }) =
-            self.outstanding.take_if(|o| o.nonce == request.response_nonce)
+        let Some(Outstanding { sent, .. }) = self
+            .outstanding
+            .take_if(|o| o.nonce == request.response_nonce)
         else {
             return told;
         };
-        let refusals = request.error_detail.as_ref().map(|error| refusals(&error.message, &sent));
+        let refusals = request
+            .error_detail
+            .as_ref()
+            .map(|error| refusals(&error.message, &sent));
         for (name, version) in sent {
             let reason = match &refusals {
                 Some(Refusals::Of(reasons)) => reasons.get(&*name),
@@ -233,7 +266,8 @@ impl Subscription {
             match (reason, version) {
                 (Some(reason), Some(version)) => {
                     told.rejected += 1;
-                    self.rejected.insert(Arc::clone(&name), (version, reason.clone()));
+                    self.rejected
+                        .insert(Arc::clone(&name), (version, reason.clone()));
                 }
                 (_, Some(version)) => {
                     self.rejected.remove(&name);
@@ -253,7 +287,10 @@ impl Subscription {
         request: DeltaDiscoveryRequest,
         all: impl Iterator<Item = &'a Arc<str>>,
     ) {
-        let mut everything = request.resource_names_subscribe.iter().any(|name| name == WILDCARD);
+        let mut everything = request
+            .resource_names_subscribe
+            .iter()
+            .any(|name| name == WILDCARD);
         if !self.active {
             self.active = true;
             self.greet = true;
@@ -269,7 +306,11 @@ impl Subscription {
             self.wildcard = true;
             self.pending.extend(all.cloned());
         }
-        for name in request.resource_names_subscribe.into_iter().filter(|name| name != WILDCARD) {
+        for name in request
+            .resource_names_subscribe
+            .into_iter()
+            .filter(|name| name != WILDCARD)
+        {
             let name: Arc<str> = name.into();
             // A name that is asked for is answered, even with what the proxy may have already, and
             // with a removal if there is no such resource.
@@ -310,7 +351,11 @@ fn refusals<'a>(message: &'a str, sent: &[(Arc<str>, Option<Version>)]) -> Refus
         .filter(|(name, _)| names.contains(name))
         .map(|(name, reason)| (name, reason.to_owned()))
         .collect();
-    if named.is_empty() { Refusals::Everything(message.to_owned()) } else { Refusals::Of(named) }
+    if named.is_empty() {
+        Refusals::Everything(message.to_owned())
+    } else {
+        Refusals::Of(named)
+    }
 }
 
 #[cfg(test)]

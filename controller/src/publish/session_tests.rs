@@ -5,9 +5,19 @@ use crate::publish::cache::Update;
 use Acknowledgement::{Acknowledged, Rejected, Waiting};
 use ResourceType::{MeshConfig, RouteTable, Service, Workload};
 
-fn put(cache: &mut Cache, session: &mut Session, kind: ResourceType, name: &str, body: Option<&str>) {
+fn put(
+    cache: &mut Cache,
+    session: &mut Session,
+    kind: ResourceType,
+    name: &str,
+    body: Option<&str>,
+) {
     let body = body.map(|body| body.as_bytes().to_vec());
-    if let Some(name) = cache.apply(Update { kind, name: name.into(), body }) {
+    if let Some(name) = cache.apply(Update {
+        kind,
+        name: name.into(),
+        body,
+    }) {
         session.changed(kind, &name);
     }
 }
@@ -24,7 +34,10 @@ fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscov
     DeltaDiscoveryRequest {
         type_url: response.type_url.clone(),
         response_nonce: response.nonce.clone(),
-        error_detail: error.map(|message| ErrorDetail { code: 3, message: message.into() }),
+        error_detail: error.map(|message| ErrorDetail {
+            code: 3,
+            message: message.into(),
+        }),
         ..Default::default()
     }
 }
@@ -33,9 +46,19 @@ fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscov
 fn says(responses: &[DeltaDiscoveryResponse]) -> Vec<String> {
     let name = |r: &DeltaDiscoveryResponse| ResourceType::from_url(&r.type_url).unwrap().name();
     let said = responses.iter().map(|response| {
-        let resources = response.resources.iter().map(|resource| resource.name.clone());
-        let removed = response.removed_resources.iter().map(|name| format!("-{name}"));
-        format!("{}: {}", name(response), resources.chain(removed).collect::<Vec<_>>().join(" "))
+        let resources = response
+            .resources
+            .iter()
+            .map(|resource| resource.name.clone());
+        let removed = response
+            .removed_resources
+            .iter()
+            .map(|name| format!("-{name}"));
+        format!(
+            "{}: {}",
+            name(response),
+            resources.chain(removed).collect::<Vec<_>>().join(" ")
+        )
     });
     said.collect()
 }
@@ -64,19 +87,35 @@ fn a_subscription_is_answered_even_when_there_is_nothing() {
 #[test]
 fn types_are_sent_in_order_and_only_what_changed_later() {
     let (mut cache, mut session) = (Cache::default(), Session::default());
-    for (kind, name) in [(RouteTable, "t"), (Workload, "w"), (Service, "s"), (MeshConfig, "m")] {
+    for (kind, name) in [
+        (RouteTable, "t"),
+        (Workload, "w"),
+        (Service, "s"),
+        (MeshConfig, "m"),
+    ] {
         put(&mut cache, &mut session, kind, name, Some("1"));
     }
     for kind in ResourceType::ALL {
         session.request(subscribe(kind), &cache);
     }
     let responses = session.responses(&cache);
-    assert_eq!(says(&responses), ["MeshConfig: m", "Service: s", "Workload: w", "RouteTable: t"]);
+    assert_eq!(
+        says(&responses),
+        [
+            "MeshConfig: m",
+            "Service: s",
+            "Workload: w",
+            "RouteTable: t"
+        ]
+    );
     for response in &responses {
         session.request(answer(response, None), &cache);
     }
     put(&mut cache, &mut session, Workload, "w", Some("1"));
-    assert!(session.responses(&cache).is_empty(), "the same contents are no change");
+    assert!(
+        session.responses(&cache).is_empty(),
+        "the same contents are no change"
+    );
     put(&mut cache, &mut session, Workload, "w", Some("2"));
     assert_eq!(says(&session.responses(&cache)), ["Workload: w"]);
 }
@@ -88,14 +127,32 @@ fn a_slow_proxy_gets_the_newest_state_in_one_response() {
     put(&mut cache, &mut session, Workload, "w", Some("1"));
     let first = session.responses(&cache);
     for i in 0..100 {
-        put(&mut cache, &mut session, Workload, "w", Some(&format!("v{i}")));
-        put(&mut cache, &mut session, Workload, "gone", (i % 2 == 0).then_some("x"));
-        assert!(session.responses(&cache).is_empty(), "one response at a time");
+        put(
+            &mut cache,
+            &mut session,
+            Workload,
+            "w",
+            Some(&format!("v{i}")),
+        );
+        put(
+            &mut cache,
+            &mut session,
+            Workload,
+            "gone",
+            (i % 2 == 0).then_some("x"),
+        );
+        assert!(
+            session.responses(&cache).is_empty(),
+            "one response at a time"
+        );
     }
     session.request(answer(&first[0], None), &cache);
     let newest = session.responses(&cache);
     assert_eq!(says(&newest), ["Workload: w"]);
-    assert_eq!(newest[0].resources[0].resource.as_ref().unwrap().value, b"v99");
+    assert_eq!(
+        newest[0].resources[0].resource.as_ref().unwrap().value,
+        b"v99"
+    );
 }
 
 #[test]
@@ -105,17 +162,29 @@ fn a_proxy_that_comes_back_gets_what_differs() {
         put(&mut cache, &mut session, Workload, name, Some(body));
     }
     let same = cache.version(Workload, "same").unwrap().to_string();
-    let versions = [("same", same.as_str()), ("changed", "0"), ("vanished", "7"), ("odd", "what?")];
+    let versions = [
+        ("same", same.as_str()),
+        ("changed", "0"),
+        ("vanished", "7"),
+        ("odd", "what?"),
+    ];
     let request = DeltaDiscoveryRequest {
         initial_resource_versions: versions.map(|(n, v)| (n.to_owned(), v.to_owned())).into(),
         ..subscribe(Workload)
     };
-    assert_eq!(session.standing(Workload, "vanished", None), Waiting, "nobody knows yet");
+    assert_eq!(
+        session.standing(Workload, "vanished", None),
+        Waiting,
+        "nobody knows yet"
+    );
     session.request(request, &cache);
     let responses = session.responses(&cache);
     assert_eq!(says(&responses), ["Workload: changed new -odd -vanished"]);
     assert_eq!(session.standing(Workload, "vanished", None), Waiting);
-    assert_eq!(session.standing(Workload, "same", cache.version(Workload, "same")), Acknowledged);
+    assert_eq!(
+        session.standing(Workload, "same", cache.version(Workload, "same")),
+        Acknowledged
+    );
     session.request(answer(&responses[0], None), &cache);
     assert_eq!(session.standing(Workload, "vanished", None), Acknowledged);
 }
@@ -131,11 +200,21 @@ fn a_nack_touches_only_what_it_names_until_that_changes() {
     let error = "bad: unknown field\nslice/a/b/fd00::1: no: such thing\nanything else";
     let told = session.request(answer(&responses[0], Some(error)), &cache);
     assert_eq!((told.names.len(), told.rejected), (3, 2));
-    let standing = |s: &Session, c: &Cache, name| s.standing(Workload, name, c.version(Workload, name));
+    let standing =
+        |s: &Session, c: &Cache, name| s.standing(Workload, name, c.version(Workload, name));
     assert_eq!(standing(&session, &cache, "good"), Acknowledged);
-    assert_eq!(standing(&session, &cache, "bad"), Rejected("unknown field".into()));
-    assert_eq!(standing(&session, &cache, "slice/a/b/fd00::1"), Rejected("no: such thing".into()));
-    assert!(session.responses(&cache).is_empty(), "not sent again as it is");
+    assert_eq!(
+        standing(&session, &cache, "bad"),
+        Rejected("unknown field".into())
+    );
+    assert_eq!(
+        standing(&session, &cache, "slice/a/b/fd00::1"),
+        Rejected("no: such thing".into())
+    );
+    assert!(
+        session.responses(&cache).is_empty(),
+        "not sent again as it is"
+    );
     put(&mut cache, &mut session, Workload, "bad", Some("2"));
     let again = session.responses(&cache);
     assert_eq!(says(&again), ["Workload: bad"]);
@@ -175,7 +254,10 @@ fn an_answer_to_an_older_response_says_nothing() {
     let mut stale = answer(&responses[0], None);
     stale.response_nonce = "0".into();
     assert_eq!(session.request(stale, &cache), Told::default());
-    assert_eq!(session.standing(Workload, "a", cache.version(Workload, "a")), Waiting);
+    assert_eq!(
+        session.standing(Workload, "a", cache.version(Workload, "a")),
+        Waiting
+    );
 }
 
 #[test]
@@ -198,14 +280,20 @@ fn a_large_state_comes_in_parts_and_later_types_wait() {
     let (mut cache, mut session) = (Cache::default(), Session::default());
     let body = "x".repeat(MAX_RESPONSE / 4);
     for i in 0..6 {
-        put(&mut cache, &mut session, Workload, &format!("w{i}"), Some(&body));
+        put(
+            &mut cache,
+            &mut session,
+            Workload,
+            &format!("w{i}"),
+            Some(&body),
+        );
     }
     put(&mut cache, &mut session, RouteTable, "t", Some("1"));
     session.request(subscribe(Workload), &cache);
     session.request(subscribe(RouteTable), &cache);
     let first = session.responses(&cache);
     assert_eq!(says(&first), ["Workload: w0 w1 w2 w3"]);
-    assert_eq!(first[0].system_version_info, PARTIAL);
+    assert_eq!(first[0].system_version_info, XDS_PARTIAL);
     session.request(answer(&first[0], None), &cache);
     let rest = session.responses(&cache);
     assert_eq!(says(&rest), ["Workload: w4 w5", "RouteTable: t"]);
@@ -244,7 +332,10 @@ fn named_subscriptions_get_those_names_and_are_told_what_does_not_exist() {
 fn unknown_types_are_left_unanswered() {
     let cache = Cache::default();
     let mut session = Session::default();
-    let request = DeltaDiscoveryRequest { type_url: "type.googleapis.com/other".into(), ..Default::default() };
+    let request = DeltaDiscoveryRequest {
+        type_url: "type.googleapis.com/other".into(),
+        ..Default::default()
+    };
     assert_eq!(session.request(request, &cache), Told::default());
     assert!(session.responses(&cache).is_empty());
 }
@@ -256,15 +347,27 @@ mod law {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Change { kind: usize, name: u8, body: Option<u8> },
-        Answer { kind: usize, refuse: bool },
+        Change {
+            kind: usize,
+            name: u8,
+            body: Option<u8>,
+        },
+        Answer {
+            kind: usize,
+            refuse: bool,
+        },
     }
 
     fn step() -> impl Strategy<Value = Step> {
         let body = prop::option::weighted(0.7, 0..4u8);
         prop_oneof![
-            (0..4usize, 0..4u8, body).prop_map(|(kind, name, body)| Step::Change { kind, name, body }),
-            (0..4usize, prop::bool::weighted(0.2)).prop_map(|(kind, refuse)| Step::Answer { kind, refuse }),
+            (0..4usize, 0..4u8, body).prop_map(|(kind, name, body)| Step::Change {
+                kind,
+                name,
+                body
+            }),
+            (0..4usize, prop::bool::weighted(0.2))
+                .prop_map(|(kind, refuse)| Step::Answer { kind, refuse }),
         ]
     }
 

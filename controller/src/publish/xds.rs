@@ -35,7 +35,11 @@ impl XdsService {
         authenticator: Arc<dyn Authenticator>,
         shutdown: CancellationToken,
     ) -> Self {
-        Self { hub, authenticator, shutdown }
+        Self {
+            hub,
+            authenticator,
+            shutdown,
+        }
     }
 }
 
@@ -50,7 +54,11 @@ impl AggregatedDiscoveryService for XdsService {
         let node = authenticate(&self.authenticator, request.metadata()).await?;
         // One response a type is on its way at the most: there is always room.
         let (sender, receiver) = mpsc::channel(2 * ResourceType::ALL.len());
-        let stream = Stream { inbound: request.into_inner(), outbound: sender.clone(), node };
+        let stream = Stream {
+            inbound: request.into_inner(),
+            outbound: sender.clone(),
+            node,
+        };
         let (hub, shutdown) = (Arc::clone(&self.hub), self.shutdown.clone());
         tokio::spawn(async move {
             let end = tokio::select! {
@@ -75,12 +83,21 @@ struct Stream {
 
 impl Stream {
     async fn run(mut self, hub: &Arc<Hub>) -> Result<(), Status> {
-        let Some(first) = self.inbound.message().await? else { return Ok(()) };
+        let Some(first) = self.inbound.message().await? else {
+            return Ok(());
+        };
         let connection = self.identify(&first, hub)?;
-        let id = first.node.as_ref().map(|node| node.id.clone()).unwrap_or_default();
+        let id = first
+            .node
+            .as_ref()
+            .map(|node| node.id.clone())
+            .unwrap_or_default();
         tracing::info!(node = self.node, id, "a proxy connected");
         let end = self.converse(first, &connection).await;
-        let reason = end.as_ref().err().map_or("closed", |status| status.message());
+        let reason = end
+            .as_ref()
+            .err()
+            .map_or("closed", |status| status.message());
         tracing::info!(node = self.node, id, reason, "a proxy disconnected");
         end
     }
@@ -100,7 +117,9 @@ impl Stream {
             )));
         }
         if node.id.is_empty() {
-            return Err(Status::invalid_argument("node.id is empty; it must be unique per process"));
+            return Err(Status::invalid_argument(
+                "node.id is empty; it must be unique per process",
+            ));
         }
         Ok(hub.connect(&node.id, &self.node))
     }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{
     Code, Request, Status, Streaming,
     transport::{Channel, Endpoint},
@@ -44,24 +44,24 @@ use weft_controller::{
 };
 
 /// How long a test waits for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a test watches for something that must not happen.
-pub const CALM: Duration = Duration::from_millis(300);
+pub(crate) const CALM: Duration = Duration::from_millis(300);
 
 /// A running controller.
-pub struct Control {
-    pub folder: TempDir,
+pub(crate) struct Control {
+    pub(crate) folder: TempDir,
     address: SocketAddr,
     http: SocketAddr,
     bundle: TrustBundle,
-    shutdown: CancellationToken,
+    shutdown: DropGuard,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Control {
     /// Starts a controller over these objects. The tokens `a` and `b` are of `node-a` and `node-b`.
-    pub async fn start(objects: &[Value]) -> Self {
+    pub(crate) async fn start(objects: &[Value]) -> Self {
         let folder = TempDir::new().unwrap();
         fs::create_dir_all(folder.path().join("api/manifests")).unwrap();
         fs::write(folder.path().join("tokens"), "a node-a\nb node-b\n").unwrap();
@@ -72,7 +72,7 @@ impl Control {
     }
 
     /// Starts a controller over what a folder holds.
-    pub async fn start_in(folder: TempDir) -> Self {
+    pub(crate) async fn start_in(folder: TempDir) -> Self {
         tls::install_crypto_provider();
         let root = root::load_or_create(&folder.path().join("ca"), "cluster.local").unwrap();
         let bundle = root.trust_bundle().unwrap();
@@ -101,14 +101,14 @@ impl Control {
             address,
             http: http_address,
             bundle,
-            shutdown,
+            shutdown: shutdown.drop_guard(),
             task,
         }
     }
 
     /// Stops it in an orderly way; what it leaves can be started again.
-    pub async fn stop(self) -> TempDir {
-        self.shutdown.cancel();
+    pub(crate) async fn stop(self) -> TempDir {
+        drop(self.shutdown);
         timeout(PATIENCE, self.task)
             .await
             .expect("it stops")
@@ -117,16 +117,16 @@ impl Control {
         self.folder
     }
 
-    pub fn apply(&self, object: &Value) {
+    pub(crate) fn apply(&self, object: &Value) {
         apply_in(&self.folder, object);
     }
 
-    pub fn delete(&self, object: &Value) {
+    pub(crate) fn delete(&self, object: &Value) {
         fs::remove_file(manifest(&self.folder, object)).unwrap();
     }
 
     /// The answer to `GET path` of the HTTP interface: status and body.
-    pub async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -140,7 +140,7 @@ impl Control {
     }
 
     /// The status that weft has written of an object.
-    pub fn status(&self, object: &Value) -> Value {
+    pub(crate) fn status(&self, object: &Value) -> Value {
         let kind = object["kind"].as_str().unwrap();
         let group = object["apiVersion"]
             .as_str()
@@ -158,7 +158,13 @@ impl Control {
     }
 
     /// Waits until a condition of an object has a status and reason.
-    pub async fn condition(&self, object: &Value, kind: &str, status: &str, reason: &str) -> Value {
+    pub(crate) async fn condition(
+        &self,
+        object: &Value,
+        kind: &str,
+        status: &str,
+        reason: &str,
+    ) -> Value {
         let start = std::time::Instant::now();
         loop {
             let found = self.status(object);
@@ -181,7 +187,7 @@ impl Control {
         }
     }
 
-    pub async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         let bundle = Arc::new(BundleCell::new(self.bundle.clone()));
         let config = tls::controller_client_config(bundle, names::CONTROLLER_DNS_NAME).unwrap();
         let connector = TlsConnector::from(config);
@@ -203,7 +209,7 @@ impl Control {
     }
 
     /// Opens a stream. Nothing is subscribed to.
-    pub async fn stream(&self, token: &str, node: &str, id: &str) -> Result<Stream, Status> {
+    pub(crate) async fn stream(&self, token: &str, node: &str, id: &str) -> Result<Stream, Status> {
         let (requests, receiver) = mpsc::channel(16);
         let mut request = Request::new(ReceiverStream::new(receiver));
         request
@@ -227,12 +233,12 @@ impl Control {
     }
 
     /// A proxy that has subscribed to everything and has it.
-    pub async fn proxy(&self, token: &str, id: &str) -> Proxy {
+    pub(crate) async fn proxy(&self, token: &str, id: &str) -> Proxy {
         self.proxy_with(token, id, Proxy::default()).await
     }
 
     /// The same, with what it had before.
-    pub async fn proxy_with(&self, token: &str, id: &str, mut proxy: Proxy) -> Proxy {
+    pub(crate) async fn proxy_with(&self, token: &str, id: &str, mut proxy: Proxy) -> Proxy {
         let mut stream = self
             .stream(token, &format!("node-{token}"), id)
             .await
@@ -254,7 +260,7 @@ impl Control {
         proxy
     }
 
-    pub async fn certificate(
+    pub(crate) async fn certificate(
         &self,
         token: &str,
         identity: Option<&str>,
@@ -286,13 +292,6 @@ impl Control {
     }
 }
 
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-        self.task.abort();
-    }
-}
-
 fn manifest(folder: &TempDir, object: &Value) -> std::path::PathBuf {
     let metadata = &object["metadata"];
     let name = format!(
@@ -312,19 +311,19 @@ fn apply_in(folder: &TempDir, object: &Value) {
 }
 
 /// A stream of requests and responses.
-pub struct Stream {
+pub(crate) struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     responses: Streaming<DeltaDiscoveryResponse>,
     node: Option<Node>,
 }
 
 impl Stream {
-    pub async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
+    pub(crate) async fn send(&mut self, mut request: DeltaDiscoveryRequest) {
         request.node = self.node.take();
         let _ = self.requests.send(request).await;
     }
 
-    pub async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+    pub(crate) async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
         let message = timeout(PATIENCE, self.responses.message())
             .await
             .expect("a response in time");
@@ -332,43 +331,43 @@ impl Stream {
     }
 
     /// Whether nothing comes for a while.
-    pub async fn is_calm(&mut self) -> bool {
+    pub(crate) async fn is_calm(&mut self) -> bool {
         timeout(CALM, self.responses.message()).await.is_err()
     }
 }
 
 /// What a proxy has received of a resource: version and contents.
-pub type Held = BTreeMap<String, (String, Vec<u8>)>;
+pub(crate) type Held = BTreeMap<String, (String, Vec<u8>)>;
 
 /// A proxy that takes everything, but for the names it is told to refuse.
 #[derive(Default)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     stream: Option<Stream>,
-    pub held: [Held; 4],
-    pub refuse: BTreeSet<String>,
+    pub(crate) held: [Held; 4],
+    pub(crate) refuse: BTreeSet<String>,
     /// Names received and, with a minus, removed, in order, by type's name.
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
 }
 
 impl Proxy {
-    pub fn stream(&mut self) -> &mut Stream {
+    pub(crate) fn stream(&mut self) -> &mut Stream {
         self.stream.as_mut().unwrap()
     }
 
     /// Ends the stream; what was received stays.
-    pub fn disconnect(mut self) -> Self {
+    pub(crate) fn disconnect(mut self) -> Self {
         self.stream = None;
         self.log.clear();
         self
     }
 
     /// Receives one response and answers it.
-    pub async fn step(&mut self) {
+    pub(crate) async fn step(&mut self) {
         let response = self.stream().receive().await.unwrap();
         self.answer(response).await;
     }
 
-    pub async fn answer(&mut self, response: DeltaDiscoveryResponse) {
+    pub(crate) async fn answer(&mut self, response: DeltaDiscoveryResponse) {
         let kind = ResourceType::from_url(&response.type_url).unwrap();
         let held = &mut self.held[kind as usize];
         let mut errors = Vec::new();
@@ -399,20 +398,20 @@ impl Proxy {
     }
 
     /// Goes on until the condition holds.
-    pub async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, condition: impl Fn(&Self) -> bool) {
         while !condition(self) {
             self.step().await;
         }
     }
 
-    pub fn get<T: Message + Default>(&self, kind: ResourceType, name: &str) -> Option<T> {
+    pub(crate) fn get<T: Message + Default>(&self, kind: ResourceType, name: &str) -> Option<T> {
         self.held[kind as usize]
             .get(name)
             .map(|(_, body)| T::decode(&body[..]).unwrap())
     }
 
     /// Answers in the background until the stream ends.
-    pub fn go_on(mut self) -> JoinHandle<()> {
+    pub(crate) fn go_on(mut self) -> JoinHandle<()> {
         tokio::spawn(async move {
             while let Ok(Some(response)) = self.stream().responses.message().await {
                 self.answer(response).await;
@@ -423,7 +422,7 @@ impl Proxy {
 
 // === objects ===
 
-pub fn pod(name: &str, node: &str, address: &str) -> Value {
+pub(crate) fn pod(name: &str, node: &str, address: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}"), "labels": {"app": "cart"}},
@@ -435,7 +434,7 @@ pub fn pod(name: &str, node: &str, address: &str) -> Value {
     })
 }
 
-pub fn service(name: &str, address: &str) -> Value {
+pub(crate) fn service(name: &str, address: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "shop", "name": name},
@@ -446,7 +445,7 @@ pub fn service(name: &str, address: &str) -> Value {
     })
 }
 
-pub fn route(name: &str, parent: &str, backend: &str) -> Value {
+pub(crate) fn route(name: &str, parent: &str, backend: &str) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"namespace": "shop", "name": name, "generation": 1},

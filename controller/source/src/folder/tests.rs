@@ -468,6 +468,29 @@ async fn a_folder_that_is_not_there_is_named_in_the_error() {
     }
 }
 
+#[tokio::test]
+async fn when_events_are_lost_the_folder_is_read_again() {
+    let folder = folder();
+    let file = |name: &str| folder.path().join("manifests").join(name);
+    let (_, mut events) = synced(folder.path()).await;
+    // More objects than the channel holds: the watcher waits for its reader, and inotify's queue
+    // overflows meanwhile.
+    let many: Vec<String> = (0..2 * EVENT_QUEUE)
+        .map(|i| account(&format!("a{i}"), 1))
+        .collect();
+    fs::write(file("many.yaml"), many.join("---\n")).unwrap();
+    let mut seen = Seen::default();
+    seen.wait(&mut events, |s| !s.objects.is_empty()).await;
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    for i in 0..limit.trim().parse::<usize>().unwrap() / 2 {
+        let path = file(&format!("{i}.yaml"));
+        fs::write(&path, "").unwrap();
+        fs::remove_file(path).unwrap();
+    }
+    fs::write(file("many.yaml"), account("last", 1)).unwrap();
+    seen.wait(&mut events, |s| s.names() == ["last"]).await;
+}
+
 /// One edit of the folder.
 #[derive(Clone, Debug)]
 enum Edit {

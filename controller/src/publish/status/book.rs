@@ -71,13 +71,21 @@ impl Book {
     pub fn observe(&mut self, object: &Object) {
         let Object { key, value } = object;
         if key.group.is_empty() && key.kind == "Pod" {
-            let conditions = value.pointer("/status/conditions").and_then(Value::as_array);
-            let ours = conditions.into_iter().flatten().find(|c| text(c, "type") == CONDITION_CAPTURED);
+            let conditions = value
+                .pointer("/status/conditions")
+                .and_then(Value::as_array);
+            let ours = conditions
+                .into_iter()
+                .flatten()
+                .find(|c| text(c, "type") == CONDITION_CAPTURED);
             // Before the first write, what an earlier controller wrote is all that is known.
             if let Some(ours) = ours
                 && self.pods.get(key).is_none_or(|pod| pod.condition.is_none())
             {
-                let condition = (text(ours, "status").to_owned(), text(ours, "message").to_owned());
+                let condition = (
+                    text(ours, "status").to_owned(),
+                    text(ours, "message").to_owned(),
+                );
                 let pod = self.pods.entry(key.clone()).or_default();
                 pod.condition = Some(condition);
                 if pod.workload.is_empty()
@@ -93,7 +101,9 @@ impl Book {
         let Some(parents) = value.pointer("/status/parents").and_then(Value::as_array) else {
             return;
         };
-        let ours = parents.iter().filter(|entry| text(entry, "controllerName") == CONTROLLER_NAME);
+        let ours = parents
+            .iter()
+            .filter(|entry| text(entry, "controllerName") == CONTROLLER_NAME);
         let ours: Vec<Value> = ours.cloned().collect();
         let route = self.routes.entry(key.clone()).or_default();
         if route.there != ours {
@@ -137,7 +147,10 @@ impl Book {
         }
         route.wanted = wanted;
         for table in tables(route.wanted.as_ref()) {
-            self.by_table.entry(table.clone()).or_default().insert(key.clone());
+            self.by_table
+                .entry(table.clone())
+                .or_default()
+                .insert(key.clone());
         }
         self.dirty_routes.insert(key.clone());
     }
@@ -158,7 +171,8 @@ impl Book {
         }
         let pod = self.pods.entry(key.clone()).or_default();
         if pod.workload != name {
-            self.by_workload.remove(&mem::replace(&mut pod.workload, name.to_owned()));
+            self.by_workload
+                .remove(&mem::replace(&mut pod.workload, name.to_owned()));
             self.by_workload.insert(name.to_owned(), key.clone());
         }
         pod.sandbox = captured.then(|| workload.sandbox.clone());
@@ -175,10 +189,12 @@ impl Book {
             return;
         }
         for table in &dirty.tables {
-            self.dirty_routes.extend(self.by_table.get(&**table).into_iter().flatten().cloned());
+            self.dirty_routes
+                .extend(self.by_table.get(&**table).into_iter().flatten().cloned());
         }
         for workload in &dirty.workloads {
-            self.dirty_pods.extend(self.by_workload.get(&**workload).cloned());
+            self.dirty_pods
+                .extend(self.by_workload.get(&**workload).cloned());
         }
     }
 
@@ -199,8 +215,12 @@ impl Book {
         let orphans = mem::take(&mut self.orphans).into_iter();
         let mut writes: Vec<Write> = orphans.map(|key| Write::Parents(key, Vec::new())).collect();
         for key in mem::take(&mut self.dirty_routes) {
-            let Some(route) = self.routes.get_mut(&key) else { continue };
-            let Some(wanted) = route.wanted_parents(&standing, now) else { continue };
+            let Some(route) = self.routes.get_mut(&key) else {
+                continue;
+            };
+            let Some(wanted) = route.wanted_parents(&standing, now) else {
+                continue;
+            };
             if wanted != route.there || mem::take(&mut route.differs) {
                 if settling && is_programmed(&route.there) && !is_programmed(&wanted) {
                     self.dirty_routes.insert(key);
@@ -210,7 +230,9 @@ impl Book {
             }
         }
         for key in mem::take(&mut self.dirty_pods) {
-            let Some(pod) = self.pods.get(&key) else { continue };
+            let Some(pod) = self.pods.get(&key) else {
+                continue;
+            };
             match pod.wanted_condition(&standing) {
                 Some(("False", _)) if settling => {
                     self.dirty_pods.insert(key);
@@ -273,7 +295,13 @@ impl Route {
         let parents = wanted.parents.iter().map(|parent| {
             let carried = !parent.tables.is_empty();
             let standing = carried.then(|| standing(ResourceType::RouteTable, &parent.tables));
-            conditions::parent(parent, wanted.generation, standing.as_ref(), &self.there, now)
+            conditions::parent(
+                parent,
+                wanted.generation,
+                standing.as_ref(),
+                &self.there,
+                now,
+            )
         });
         Some(parents.collect())
     }
@@ -287,7 +315,10 @@ impl Pod {
         &self,
         standing: impl Fn(ResourceType, &[String]) -> Standing,
     ) -> Option<(&'static str, &str)> {
-        let there = self.condition.as_ref().map(|(state, sandbox)| (state.as_str(), sandbox.as_str()));
+        let there = self
+            .condition
+            .as_ref()
+            .map(|(state, sandbox)| (state.as_str(), sandbox.as_str()));
         if let Some(sandbox) = self.sandbox.as_deref() {
             if there == Some(("True", sandbox)) {
                 return None;
@@ -299,7 +330,9 @@ impl Pod {
             // It came back: that it had left must not be read as leaving the next time.
             return (there == Some(("False", sandbox))).then_some(("Unknown", sandbox));
         }
-        let remembered = there.filter(|(state, _)| *state != "False").map(|(_, sandbox)| sandbox);
+        let remembered = there
+            .filter(|(state, _)| *state != "False")
+            .map(|(_, sandbox)| sandbox);
         let sandbox = self.last_sandbox.as_deref().or(remembered)?;
         if there == Some(("False", sandbox)) || self.workload.is_empty() {
             return None;
@@ -310,12 +343,19 @@ impl Pod {
 }
 
 fn tables(wanted: Option<&RouteStatus>) -> impl Iterator<Item = &String> {
-    wanted.into_iter().flat_map(|status| &status.parents).flat_map(|parent| &parent.tables)
+    wanted
+        .into_iter()
+        .flat_map(|status| &status.parents)
+        .flat_map(|parent| &parent.tables)
 }
 
 fn is_programmed(parents: &[Value]) -> bool {
-    let conditions = parents.iter().filter_map(|parent| parent.get("conditions")?.as_array());
-    let mut programmed = conditions.flatten().filter(|c| text(c, "type") == CONDITION_PROGRAMMED);
+    let conditions = parents
+        .iter()
+        .filter_map(|parent| parent.get("conditions")?.as_array());
+    let mut programmed = conditions
+        .flatten()
+        .filter(|c| text(c, "type") == CONDITION_PROGRAMMED);
     programmed.clone().count() > 0 && programmed.all(|c| text(c, "status") == "True")
 }
 

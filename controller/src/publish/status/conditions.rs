@@ -18,7 +18,10 @@ pub(super) fn parent(
     now: &str,
 ) -> Value {
     let same = |entry: &&Value| entry.get("parentRef") == Some(&status.parent_ref);
-    let before = before.iter().find(same).and_then(|entry| entry.get("conditions")?.as_array());
+    let before = before
+        .iter()
+        .find(same)
+        .and_then(|entry| entry.get("conditions")?.as_array());
     let programmed = standing.map(programmed);
     let conditions: Vec<Value> = status
         .conditions
@@ -60,7 +63,9 @@ pub(super) fn captured(state: &str, sandbox: &str, now: &str) -> Value {
 
 fn since<'a>(before: Option<&'a Vec<Value>>, kind: &str, state: &str) -> Option<&'a str> {
     let text = |condition: &'a Value, field: &str| condition.get(field).and_then(Value::as_str);
-    let before = before?.iter().find(|condition| text(condition, "type") == Some(kind))?;
+    let before = before?
+        .iter()
+        .find(|condition| text(condition, "type") == Some(kind))?;
     text(before, "lastTransitionTime").filter(|_| text(before, "status") == Some(state))
 }
 
@@ -69,15 +74,29 @@ fn programmed(standing: &Standing) -> Condition {
         (false, "NoProxies", "no proxy is connected".to_owned())
     } else if !standing.rejected.is_empty() {
         let refusals = standing.rejected.iter();
-        let refusals = refusals.map(|(name, reason, node)| format!("{node} refused {name}: {reason}"));
+        let refusals =
+            refusals.map(|(name, reason, node)| format!("{node} refused {name}: {reason}"));
         (false, "Rejected", list(refusals, "; "))
     } else if !standing.waiting.is_empty() {
         let nodes = list(standing.waiting.iter().cloned(), ", ");
-        (false, "NotAcknowledged", format!("not acknowledged yet by the proxy of {nodes}"))
+        (
+            false,
+            "NotAcknowledged",
+            format!("not acknowledged yet by the proxy of {nodes}"),
+        )
     } else {
-        (true, "Programmed", "every connected proxy has acknowledged the route".to_owned())
+        (
+            true,
+            "Programmed",
+            "every connected proxy has acknowledged the route".to_owned(),
+        )
     };
-    Condition { type_: CONDITION_PROGRAMMED.into(), status, reason: reason.into(), message }
+    Condition {
+        type_: CONDITION_PROGRAMMED.into(),
+        status,
+        reason: reason.into(),
+        message,
+    }
 }
 
 fn list(items: impl ExactSizeIterator<Item = String>, separator: &str) -> String {

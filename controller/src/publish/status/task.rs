@@ -95,7 +95,9 @@ impl StatusWriter {
             match result {
                 Ok(()) => self.book.lock().written(write),
                 // It is gone; if it comes back, it is seen anew.
-                Err(SourceError::NotFound(key)) => tracing::debug!(%key, "no status: the object is gone"),
+                Err(SourceError::NotFound(key)) => {
+                    tracing::debug!(%key, "no status: the object is gone")
+                }
                 Err(error) => {
                     let (Write::Parents(key, _) | Write::Condition(key, _)) = &write;
                     tracing::warn!(%key, %error, "a status could not be written; it is tried again");
