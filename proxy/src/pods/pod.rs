@@ -1,0 +1,392 @@
+//! One pod of this node that is in the mesh. In flow its listening sockets, what the agent and the
+//! configuration say of it, and the wish to drain or stop; out flow accepted connections, each a
+//! task of the pod.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weft_api::{config::MtlsMode, handover::ListenerKind};
+use weft_certs::{SpiffeId, SvidSource, tls};
+
+use super::{Info, Node, PodError};
+use crate::{
+    connector::PodConnector,
+    hbone::{self, Pool},
+    http::PodHttp,
+    identity::Identity,
+    inbound,
+    io::Connector,
+    model::{Client, Workload},
+    netns::Netns,
+    outbound,
+    report::{Record, Report},
+    settings::Settings,
+    socket,
+    state::State,
+};
+
+/// After an accept that failed for want of descriptors or memory: what is open must end first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A pod that this proxy serves.
+pub struct Pod {
+    node: Arc<Node>,
+    info: ArcSwap<Info>,
+    netns: Netns,
+    spiffe: SpiffeId,
+    /// The same as text, for records.
+    spiffe_text: Arc<str>,
+    identity: Arc<Identity>,
+    acceptor: TlsAcceptor,
+    connector: Arc<PodConnector>,
+    http: Arc<PodHttp>,
+    connections: Arc<Semaphore>,
+    tunnels: Arc<Semaphore>,
+    handshakes: Semaphore,
+    /// Ends the accept loops of the listeners that are served now.
+    listening: Mutex<CancellationToken>,
+    accepting: watch::Sender<bool>,
+    drain: CancellationToken,
+    kill: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Pod {
+    pub(super) fn new(
+        node: Arc<Node>,
+        info: Info,
+        netns: Netns,
+        spiffe: SpiffeId,
+    ) -> Result<Arc<Self>, tls::TlsError> {
+        let settings = node.settings;
+        let kill = CancellationToken::new();
+        let identity = node.identities.hold(&spiffe);
+        let svid: Arc<dyn SvidSource> = identity.svid();
+        let server = tls::server_config(Arc::clone(&svid), Arc::clone(&node.bundle))?;
+        let pool = Pool::new(
+            netns.clone(),
+            spiffe.clone(),
+            svid,
+            Arc::clone(&node.bundle),
+            settings,
+            node.report.clone(),
+            kill.clone(),
+        );
+        let connector = Arc::new(PodConnector::new(
+            netns.clone(),
+            info.addresses.clone(),
+            pool,
+            settings,
+        ));
+        let http = PodHttp::new(
+            Arc::clone(&node.state),
+            node.report.telemetry(),
+            Arc::clone(&connector) as Arc<dyn Connector>,
+            node.http,
+        );
+        Ok(Arc::new(Self {
+            info: ArcSwap::from_pointee(info),
+            netns,
+            spiffe_text: spiffe.as_str().into(),
+            spiffe,
+            identity,
+            acceptor: TlsAcceptor::from(server),
+            connector,
+            http,
+            connections: Arc::new(Semaphore::new(settings.connections)),
+            tunnels: Arc::new(Semaphore::new(settings.tunnels)),
+            handshakes: Semaphore::new(settings.handshakes),
+            listening: Mutex::new(CancellationToken::new()),
+            accepting: watch::Sender::new(false),
+            drain: CancellationToken::new(),
+            kill,
+            tasks: TaskTracker::new(),
+            node,
+        }))
+    }
+
+    /// Accepts on these listeners, and no longer on earlier ones: an agent that has restarted may
+    /// send the same sockets or new ones.
+    pub(super) fn listen(self: &Arc<Self>, listeners: Vec<(ListenerKind, TcpListener)>) {
+        let stop = CancellationToken::new();
+        std::mem::replace(&mut *self.listening.lock(), stop.clone()).cancel();
+        let pod = Arc::clone(self);
+        tokio::spawn(async move {
+            // Without a certificate, what is meant for other pods would be refused: it may as well
+            // wait. But not for ever, since what leaves the mesh needs none.
+            let certificate = pod.identity.ready();
+            tokio::select! {
+                _ = tokio::time::timeout(pod.node.settings.certificate, certificate) => {}
+                () = stop.cancelled() => return,
+                () = pod.kill.cancelled() => return,
+            }
+            for (kind, listener) in listeners {
+                tokio::spawn(Arc::clone(&pod).accept(kind, listener, stop.clone()));
+            }
+            pod.accepting.send_replace(true);
+        });
+    }
+
+    async fn accept(
+        self: Arc<Self>,
+        kind: ListenerKind,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) {
+        let limit = match kind {
+            ListenerKind::InboundHbone => &self.tunnels,
+            _ => &self.connections,
+        };
+        loop {
+            // Taken before accepting: beyond the limit, clients wait in the pod's own queue.
+            let next = async {
+                let permit = Arc::clone(limit).acquire_owned().await;
+                (permit, listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
+                next = next => next,
+                () = stop.cancelled() => return,
+                () = self.kill.cancelled() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if !is_of_the_connection(&error) {
+                        tracing::warn!(pod = %self.name(), %error, "can't accept");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    continue;
+                }
+            };
+            if socket::tune(&stream).is_err() {
+                continue; // The client has gone.
+            }
+            let pod = Arc::clone(&self);
+            self.spawn(async move {
+                let _permit = permit;
+                match kind {
+                    ListenerKind::InboundHbone => hbone::serve(pod, stream, peer).await,
+                    ListenerKind::InboundPlaintext => inbound::serve(pod, stream, peer).await,
+                    _ => outbound::serve(pod, stream, peer).await,
+                }
+            });
+        }
+    }
+
+    /// Runs a task of this pod: it is waited for by a drain, and dropped when the pod goes.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let kill = self.kill.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = kill.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Waits until the pod is served: it is accepted for, and its certificate is there.
+    pub async fn ready(&self) -> Result<(), PodError> {
+        let mut accepting = self.accepting.subscribe();
+        tokio::select! {
+            _ = accepting.wait_for(|accepting| *accepting) => {}
+            () = self.kill.cancelled() => return Err(PodError::Removed(self.name())),
+        }
+        let status = self.identity.status();
+        // One that can't be renewed just now still serves.
+        if status.not_after.is_some() {
+            return Ok(());
+        }
+        Err(PodError::Certificate {
+            pod: self.name(),
+            identity: self.spiffe.as_str().to_owned(),
+            reason: status.error.unwrap_or_default(),
+        })
+    }
+
+    /// The agent has news of the pod.
+    pub fn update(&self, info: Info) {
+        self.connector.set_addresses(info.addresses.clone());
+        self.info.store(Arc::new(info));
+    }
+
+    /// Ends everything in order: GOAWAY, `connection: close`; byte streams go on.
+    pub fn start_draining(&self) {
+        self.drain.cancel();
+    }
+
+    /// Ready once nothing of the pod is open any more.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// No longer accepts; the sockets stay open at the agent.
+    pub fn stop_accepting(&self) {
+        self.listening.lock().cancel();
+    }
+
+    /// Closes everything at once; byte streams are reset.
+    pub fn stop(&self) {
+        self.stop_accepting();
+        self.drain.cancel();
+        self.kill.cancel();
+    }
+
+    /// Whether its listeners are served.
+    pub fn is_accepting(&self) -> bool {
+        *self.accepting.borrow()
+    }
+
+    /// Whether it is being drained.
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Ready when the pod is to be drained.
+    pub async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Cancelled when the pod is to be drained.
+    pub fn drain_token(&self) -> CancellationToken {
+        self.drain.clone()
+    }
+
+    /// `<namespace>/<name>`.
+    pub fn name(&self) -> String {
+        let info = self.info.load();
+        format!("{}/{}", info.namespace, info.name)
+    }
+
+    /// What the agent says of it.
+    pub fn info(&self) -> Arc<Info> {
+        self.info.load_full()
+    }
+
+    /// Its SPIFFE id.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe
+    }
+
+    /// Its certificate.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Connections and CONNECTs that are open.
+    pub fn open(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether `ip` is one of its addresses.
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        self.info.load().addresses.contains(&ip)
+    }
+
+    /// Whether plaintext is refused: as the configuration says, once it knows this very pod.
+    pub fn is_strict(&self) -> bool {
+        match self.workload() {
+            Some(workload) => workload.mtls == MtlsMode::Strict,
+            None => self.info.load().strict,
+        }
+    }
+
+    /// This pod in the configuration, if it is there already.
+    pub fn workload(&self) -> Option<Arc<Workload>> {
+        let info = self.info.load();
+        let workload = info
+            .addresses
+            .iter()
+            .find_map(|ip| self.node.state.workload_by_address(*ip))?;
+        // An address is used again: the last pod's workload may still be there.
+        let same = *workload.namespace == *info.namespace
+            && *workload.name == *info.name
+            && (*workload.sandbox == *info.sandbox
+                || (!info.uid.is_empty() && workload.uid.rsplit('/').next() == Some(&info.uid)));
+        same.then_some(workload)
+    }
+
+    /// The pod as the client of a captured connection.
+    pub fn client(&self, address: SocketAddr) -> Client {
+        let info = self.info.load();
+        let owner = match self.workload() {
+            Some(workload) => Arc::clone(&workload.owner),
+            None => Arc::clone(&info.name),
+        };
+        Client {
+            name: Arc::clone(&info.name),
+            namespace: Arc::clone(&info.namespace),
+            identity: Arc::clone(&self.spiffe_text),
+            owner,
+            address,
+        }
+    }
+
+    /// Fills in who is at the two ends of an inbound connection.
+    pub fn describe_inbound(&self, record: &mut Record) {
+        record.workload = self.workload();
+        record.source_workload = self.node.state.workload_by_address(record.source.ip());
+    }
+
+    /// Limits and times.
+    pub fn settings(&self) -> &Settings {
+        &self.node.settings
+    }
+
+    /// The configuration in force.
+    pub fn state(&self) -> &Arc<State> {
+        &self.node.state
+    }
+
+    /// Where connections are reported.
+    pub fn report(&self) -> &Report {
+        &self.node.report
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its connections to endpoints.
+    pub fn connector(&self) -> &PodConnector {
+        &self.connector
+    }
+
+    /// Its L7.
+    pub fn http(&self) -> &Arc<PodHttp> {
+        &self.http
+    }
+
+    /// TLS towards its clients.
+    pub fn acceptor(&self) -> &TlsAcceptor {
+        &self.acceptor
+    }
+
+    /// Bounds handshakes in flight.
+    pub fn handshakes(&self) -> &Semaphore {
+        &self.handshakes
+    }
+}
+
+/// Errors of `accept` that are about one client only.
+fn is_of_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, NetworkUnreachable,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | NetworkUnreachable
+    )
+}
