@@ -15,12 +15,13 @@ use tokio::{
 };
 
 use super::{
+    controllers,
     handler::Handler,
     lab::Lab,
     parts::{self, Parts},
     paths::{Paths, Process, State},
     plan::Plan,
-    reconcile::{self, Reconciler},
+    reconcile::Reconciler,
 };
 
 /// How long pods wait for the mesh before they are tried without: the CNI chain tries again, and
@@ -83,7 +84,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
 
     let mut tasks = JoinSet::new();
     tasks.spawn(accept(listener, Arc::clone(&handler)));
-    reconcile::nodes(&lab)?;
+    controllers::nodes(&lab)?;
     handler.follow();
     let (ready, mesh_is_ready) = oneshot::channel();
     if mesh {

@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 use weft_source::ObjectKey;
 
 use super::{
-    api::{Outcome, object_at},
-    endpoints, kinds,
+    api::Outcome,
+    controllers, endpoints, kinds,
     lab::Lab,
     manifests::{self, Document, Invalid, Text},
+    merge::object_at,
     parts::{self, Parts},
     plan::SERVICE_CIDR,
     protocol::{Answer, Applied, Request},
-    reconcile,
     view::{self, LabStatus},
 };
 
@@ -77,7 +77,7 @@ impl Handler {
                 namespace,
                 name,
             } => self.with_object(&kind, &namespace, &name, |key| {
-                reconcile::delete(&self.lab.api, key).map(|_| Outcome::Deleted)
+                controllers::delete(&self.lab.api, key).map(|_| Outcome::Deleted)
             }),
             Request::Label {
                 kind,
@@ -194,7 +194,7 @@ impl Handler {
             ..Applied::default()
         };
         for document in in_order(parsed.documents).into_iter().rev() {
-            match reconcile::delete(&self.lab.api, &document.key) {
+            match controllers::delete(&self.lab.api, &document.key) {
                 Ok(true) => applied.done.push((document.key, Outcome::Deleted)),
                 Ok(false) => applied.errors.push(format!("{} not found", document.key)),
                 Err(error) => applied.errors.push(format!("{}: {error}", document.key)),
@@ -258,7 +258,7 @@ impl Handler {
                 held.insert(key.clone(), (file.clone(), value.clone()));
                 continue;
             }
-            match reconcile::delete(&self.lab.api, key) {
+            match controllers::delete(&self.lab.api, key) {
                 Ok(_) => tracing::info!("{} deleted", kinds::reference(key)),
                 Err(error) => tracing::error!(%error, object = %key, "can't be deleted"),
             }

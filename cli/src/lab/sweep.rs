@@ -52,7 +52,11 @@ pub(crate) fn sweep(lab: &str) -> anyhow::Result<bool> {
     }
     netns::unprepare(Path::new(ROOT));
     // Only if it was the last lab.
-    let _ = fs::remove_dir(ROOT);
+    if fs::remove_dir(ROOT).is_ok()
+        && let Some(parent) = Path::new(ROOT).parent()
+    {
+        let _ = fs::remove_dir(parent);
+    }
     if !ended {
         bail!("lab {lab}: some processes could not be ended");
     }

@@ -1,17 +1,18 @@
 //! `weft lab up`: starts a lab, in the foreground or beside the terminal.
 
 use std::{
-    fs, io,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    fs,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    client, daemon,
+    client, daemon, netns,
     paths::{Paths, ROOT, State},
     plan::Plan,
     preflight,
@@ -72,7 +73,7 @@ pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
             return Ok(cannot(&format!("{} does not exist", file.display())));
         }
     }
-    claim(lab)?;
+    claim(&options)?;
     let timeout = Duration::from_secs(args.timeout);
     if args.detach {
         detach(lab, &options, timeout)
@@ -94,8 +95,11 @@ fn absolute(files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     absolute.collect()
 }
 
-/// Takes the lab's name: its folder exists from here on. What a killed lab left is removed.
-fn claim(lab: &str) -> anyhow::Result<()> {
+/// Takes the lab's name: its folder and record exist from here on. What a killed lab left is
+/// removed.
+fn claim(options: &daemon::Options) -> anyhow::Result<()> {
+    let lab = &options.plan.name;
+    let _turn = turn()?;
     let paths = Paths::of(lab);
     if let Some(state) = State::read(&paths).unwrap_or_default() {
         if state.daemon.runs() {
@@ -106,14 +110,28 @@ fn claim(lab: &str) -> anyhow::Result<()> {
     sweep::sweep(lab)?;
     fs::create_dir_all(ROOT).with_context(|| format!("can't make {ROOT}"))?;
     // Tokens and keys are below.
-    match fs::DirBuilder::new().mode(0o700).create(paths.root()) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            bail!("lab {lab} is being started by someone else")
-        }
-        made => made.with_context(|| format!("can't make {}", paths.root().display()))?,
-    }
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(paths.root())
+        .with_context(|| format!("can't make {}", paths.root().display()))?;
     fs::create_dir_all(paths.logs())?;
-    super::netns::prepare(std::path::Path::new(ROOT))
+    netns::prepare(Path::new(ROOT))?;
+    daemon::record(&paths, &options.plan, options.mesh)
+}
+
+/// One at a time: two that take the same name must not remove each other's folder.
+fn turn() -> anyhow::Result<Flock<fs::File>> {
+    loop {
+        fs::create_dir_all(ROOT).with_context(|| format!("can't make {ROOT}"))?;
+        let folder = fs::File::open(ROOT)?;
+        let lock = Flock::lock(folder, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("can't lock {ROOT}"))?;
+        // Whoever had it before may have removed the folder.
+        if fs::metadata(ROOT).is_ok_and(|now| now.ino() == lock.metadata().map_or(0, |m| m.ino())) {
+            return Ok(lock);
+        }
+    }
 }
 
 /// The lab in this process, with progress if it is somebody's foreground.
