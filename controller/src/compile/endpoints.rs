@@ -3,14 +3,14 @@
 //! Flows in: EndpointSlice objects, the Services they belong to, the pods they name. Flows out: the
 //! memberships of each workload, and Workload resources for endpoints that are no pods.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
 use serde::Deserialize;
 use serde_json::Value;
 use weft_api::config::{Endpoint, EndpointPort, Workload};
 
 use super::{
-    objects::{Metadata, NamespacedName, octets, or_default, read},
+    objects::{Metadata, NamespacedName, address, octets, or_default, read},
     services::{Form, Service},
 };
 
@@ -94,7 +94,7 @@ struct RawTarget {
 #[derive(Deserialize)]
 struct RawPort {
     name: Option<String>,
-    port: Option<u16>,
+    port: Option<NonZeroU16>,
     protocol: Option<String>,
 }
 
@@ -124,7 +124,7 @@ impl Slice {
                 .filter_map(|port| {
                     Some(SlicePort {
                         name: port.name.unwrap_or_default(),
-                        number: port.port?,
+                        number: port.port?.get(),
                     })
                 })
                 .collect(),
@@ -246,10 +246,7 @@ fn merge(known: &mut Endpoint, more: &Endpoint) {
 
 impl SliceEndpoint {
     fn read(namespace: &str, raw: RawEndpoint) -> Result<Self, String> {
-        let address = |text: &String| {
-            text.parse()
-                .map_err(|_| format!("endpoints: `{text}` is no address"))
-        };
+        let address = |text: &String| address(text).map_err(|error| format!("endpoints: {error}"));
         let pod = raw
             .target_ref
             .filter(|target| target.kind.as_deref() == Some("Pod"));

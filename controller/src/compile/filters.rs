@@ -192,9 +192,18 @@ fn header_modifier(raw: RawHeaderModifier) -> Result<HeaderModifier, String> {
         remove: raw
             .remove
             .iter()
-            .map(|name| patterns::changeable_header_name(name))
+            .map(|name| removable(name))
             .collect::<Result<_, _>>()?,
     })
+}
+
+fn removable(name: &str) -> Result<String, String> {
+    let name = patterns::changeable_header_name(name)?;
+    if name == "host" {
+        Err("header host can't be removed".into())
+    } else {
+        Ok(name)
+    }
 }
 
 fn redirect(raw: RawRedirect) -> Result<Redirect, String> {

@@ -73,6 +73,14 @@ pub(super) fn read<'a, T: Deserialize<'a>>(value: &'a Value) -> Result<T, String
     T::deserialize(value).map_err(|error| error.to_string())
 }
 
+/// An address that can be dialled.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if !address.is_unspecified() && !address.is_multicast() => Ok(address),
+        _ => Err(format!("`{text}` is no address of one host")),
+    }
+}
+
 /// An address in network order, as the resources carry it.
 pub(super) fn octets(address: &IpAddr) -> Bytes {
     match address {

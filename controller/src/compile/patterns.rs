@@ -11,11 +11,15 @@ use regex::bytes::RegexBuilder;
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
 /// Headers that frame the message or belong to one connection: a route that changed them would
-/// make two readers of the message disagree about where it ends.
-const FRAMING_HEADERS: [&str; 8] = [
+/// make two readers of the message disagree about where it ends. The proxy lets no filter touch
+/// them, so that accepting such a filter would be a lie.
+const FRAMING_HEADERS: [&str; 11] = [
     "connection",
     "content-length",
+    "http2-settings",
     "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
     "proxy-connection",
     "te",
     "trailer",
@@ -35,7 +39,7 @@ pub(super) fn changeable_header_name(name: &str) -> Result<String, String> {
     let name = header_name(name)?;
     if FRAMING_HEADERS.contains(&name.as_str()) {
         return Err(format!(
-            "header {name} frames the message and can't be changed"
+            "header {name} belongs to one connection and can't be changed"
         ));
     }
     Ok(name)

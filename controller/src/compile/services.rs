@@ -2,13 +2,13 @@
 //!
 //! Flows in: Service objects. Flows out: Service resources, and for the routes the ports' protocols.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU16};
 
 use serde::Deserialize;
 use serde_json::Value;
 use weft_api::config::{self, AppProtocol, TrafficDistribution};
 
-use super::objects::{NamespacedName, octets, or_default, read};
+use super::objects::{NamespacedName, address, octets, or_default, read};
 
 /// A Service, as far as the compiler reads it.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +67,7 @@ struct RawServiceSpec {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPort {
-    port: u16,
+    port: NonZeroU16,
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
@@ -96,9 +96,7 @@ impl Service {
         let mut vips = Vec::new();
         if form == Form::ClusterIp {
             for text in listed {
-                let vip = text
-                    .parse()
-                    .map_err(|_| format!("spec.clusterIPs: `{text}` is no address"))?;
+                let vip = address(text).map_err(|error| format!("spec.clusterIPs: {error}"))?;
                 if !vips.contains(&vip) {
                     vips.push(vip);
                 }
@@ -159,7 +157,7 @@ impl From<RawPort> for Port {
         let name = raw.name.unwrap_or_default();
         let app_protocol = raw.app_protocol.filter(|text| !text.is_empty());
         Self {
-            number: raw.port,
+            number: raw.port.get(),
             transport: raw.protocol.unwrap_or_else(|| "TCP".into()),
             websocket: app_protocol.as_deref() == Some("kubernetes.io/ws"),
             protocol: match app_protocol {

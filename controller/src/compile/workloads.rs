@@ -12,7 +12,7 @@ use weft_api::{
     names,
 };
 
-use super::objects::{Metadata, NamespacedName, octets, or_default, read};
+use super::objects::{Metadata, NamespacedName, address, octets, or_default, read};
 
 /// A pod, as far as the compiler reads it.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,9 +86,7 @@ impl Pod {
             .chain(&status.pod_ip);
         let mut addresses: Vec<IpAddr> = Vec::new();
         for text in listed.filter(|text| !text.is_empty()) {
-            let address = text
-                .parse()
-                .map_err(|_| format!("status.podIPs: `{text}` is no address"))?;
+            let address = address(text).map_err(|error| format!("status.podIPs: {error}"))?;
             if !addresses.contains(&address) {
                 addresses.push(address);
             }

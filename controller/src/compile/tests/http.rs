@@ -272,7 +272,11 @@ fn a_rule_that_cannot_be_executed_answers_500_and_touches_no_other() {
         ),
         (
             header("remove: [Content-Length]"),
-            "filters[0]: header content-length frames the message",
+            "filters[0]: header content-length belongs to one connection",
+        ),
+        (
+            header("remove: [Host]"),
+            "filters[0]: header host can't be removed",
         ),
         (
             header("add: [{name: Host, value: 'a b'}]"),

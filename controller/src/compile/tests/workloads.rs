@@ -213,7 +213,7 @@ fn a_pod_that_cannot_be_read_keeps_its_last_good_version_and_is_named() {
     let compiled = world.compile();
     assert_eq!(compiled.workloads, before);
     assert!(
-        compiled.invalid[&bad[0].key].contains("`here` is no address"),
+        compiled.invalid[&bad[0].key].contains("`here` is no address of one host"),
         "{:?}",
         compiled.invalid
     );
