@@ -85,3 +85,19 @@ pub struct ByteReport {
     /// How the connection ended: "eof", "reset" or another error.
     pub end: String,
 }
+
+/// What gRPC calls of every shape brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GrpcReport {
+    /// The version that answered the unary call.
+    pub version: String,
+    /// Messages of a server's stream.
+    pub from_server: u32,
+    /// Messages of a client's stream that the server counted.
+    pub from_client: u32,
+    /// Messages that went and came in a stream both ways.
+    pub both_ways: u32,
+    /// How a call failed that was asked to: code and message.
+    pub failure: String,
+}

@@ -193,17 +193,16 @@ fn an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be() {
             .map_while(Result::ok)
             .try_for_each(|l| tell.send(l))
     });
-    // Until the annotation is in force everywhere, requests go in plaintext.
+    // In plaintext until the annotation is in force, then in vain until the peer listens.
     let tunnel: Value = eventually(Duration::from_secs(10), || {
         let answer = lab.get("shop/client", "http://web.plain/");
-        assert_eq!(answer.status, 200, "{:?}", answer.error);
         let tunnels = told
             .try_iter()
             .filter_map(|l| serde_json::from_str::<Value>(&l).ok());
         let mut tunnels = tunnels.filter(|t| t["authority"] == format!("{web}:8080"));
         tunnels
             .next()
-            .ok_or_else(|| format!("no tunnel to {web}:8080"))
+            .ok_or_else(|| format!("no tunnel to {web}:8080: {answer:?}"))
     });
     assert_eq!(
         tunnel["client_id"],

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use weft_lab_tests::{Lab, Request, eventually};
+use weft_lab_tests::{GrpcReport, Lab, Request, eventually};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
@@ -83,7 +83,7 @@ fn raw_tcp_goes_through_the_tunnel_whole() {
 }
 
 #[test]
-fn http_streams_bodies_trailers_upgrades_and_grpc() {
+fn http_carries_bodies_trailers_and_upgrades() {
     let lab = Lab::up(SHOP);
     lab.apply(ROUTE).ok();
     let request = |url: &str| Request {
@@ -130,6 +130,15 @@ fn http_streams_bodies_trailers_upgrades_and_grpc() {
         large[3]
     );
 
+    // An upgraded connection is the two ends' own: half-close and all.
+    let upgraded = ["--upgrade", "websocket", "--send", "200000"];
+    let upgraded = lab.bytes("shop/client", "checkout:80", &upgraded);
+    assert_eq!(
+        (upgraded.echoed, &*upgraded.end),
+        (200_000, "eof"),
+        "{upgraded:?}"
+    );
+
     // The backend goes away in the middle: an error, not a short body that looks whole.
     let cut = lab.get("shop/client", "http://checkout/?reset=1");
     assert!(cut.status != 200 || cut.error.is_some(), "{cut:?}");
@@ -166,4 +175,47 @@ spec:
     assert_eq!(lab.get("shop/client", "http://mixed/else").status, 404);
     let first = lab.bytes("shop/client", "mixed:9001", &["--banner", "--send", "100"]);
     assert_eq!((first.echoed, &*first.end), (100, "eof"), "{first:?}");
+}
+
+#[test]
+fn grpc_streams_in_both_directions_by_a_grpc_route_and_without() {
+    let lab = Lab::up(SHOP);
+    let client = Lab::bin("weft-lab-client").to_string_lossy().into_owned();
+    let call = || -> GrpcReport {
+        let command = [
+            &*client,
+            "grpc",
+            "--to",
+            "checkout:9090",
+            "--messages",
+            "50",
+        ];
+        serde_json::from_str(&lab.exec("shop/client", &command).ok()).expect("JSON")
+    };
+    let whole = |version: &str| GrpcReport {
+        version: version.into(),
+        from_server: 50,
+        from_client: 50,
+        both_ways: 50,
+        failure: "FailedPrecondition: on demand".into(),
+    };
+    let plain = call();
+    assert_eq!(plain, whole(&plain.version));
+
+    lab.apply(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: echo, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: checkout, port: 9090}]
+  rules:
+  - matches: [{method: {service: weft.echo.v1.Echo}}]
+    backendRefs: [{name: checkout-v2, port: 9090}]
+",
+    )
+    .ok();
+    eventually(Duration::from_secs(5), || match call() {
+        report if report == whole("v2") => Ok(()),
+        report => Err(format!("{report:?}")),
+    });
 }

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Read a line before anything is sent.
     #[arg(long)]
     banner: bool,
+    /// Ask for an HTTP/1.1 upgrade of this name first.
+    #[arg(long)]
+    upgrade: Option<String>,
     /// Reset the connection after that many bytes have come back.
     #[arg(long)]
     reset_after: Option<u64>,
@@ -41,6 +44,9 @@ pub(crate) async fn run(args: Args) -> ByteReport {
 
 async fn exchange(args: &Args, report: &mut ByteReport) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(&args.to).await?;
+    if let Some(protocol) = &args.upgrade {
+        upgrade(&mut stream, &args.to, protocol).await?;
+    }
     if args.banner {
         let mut line = Vec::new();
         while stream.read_buf(&mut line).await? > 0 && !line.ends_with(b"\n") {}
@@ -60,6 +66,26 @@ async fn exchange(args: &Args, report: &mut ByteReport) -> std::io::Result<()> {
     }
     report.sent = sender.await.map_err(std::io::Error::other)??;
     Ok(())
+}
+
+/// Sends the request for an upgrade and takes the 101, byte by byte: what follows is the stream's.
+async fn upgrade(stream: &mut TcpStream, host: &str, protocol: &str) -> std::io::Result<()> {
+    let request = format!(
+        "GET /upgrade HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    if head.starts_with(b"HTTP/1.1 101 ") {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!(
+        "no upgrade: {}",
+        String::from_utf8_lossy(&head)
+    )))
 }
 
 /// The byte at a position: a pattern that shows lost, doubled and swapped pieces.

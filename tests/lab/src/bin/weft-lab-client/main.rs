@@ -4,9 +4,11 @@
 //! weft-lab-client http                                 requests on stdin, answers on stdout
 //! weft-lab-client load --url U --count N …             bounded load with a report
 //! weft-lab-client bytes --to HOST:PORT --send N …      raw bytes against an echo
+//! weft-lab-client grpc --to HOST:PORT                   gRPC in every shape
 //! ```
 
 mod bytes;
+mod grpc;
 mod http;
 mod load;
 
@@ -20,6 +22,8 @@ enum Command {
     Load(load::Args),
     /// Exchanges raw bytes.
     Bytes(bytes::Args),
+    /// Calls the echo in every shape of gRPC.
+    Grpc(grpc::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -31,6 +35,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Load(args) => serde_json::to_string(&load::run(args).await?)?,
         Command::Bytes(args) => serde_json::to_string(&bytes::run(args).await)?,
+        Command::Grpc(args) => serde_json::to_string(&grpc::run(args).await?)?,
     };
     println!("{json}");
     Ok(())
