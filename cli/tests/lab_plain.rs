@@ -34,8 +34,12 @@ fn a_pod_serves_its_hostname() {
     let version = std::env::var("VERSION").unwrap_or_default();
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { continue };
-        let mut request = [0; 1024];
-        let _ = stream.read(&mut request);
+        // All of the request: closing before that would reset the connection.
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+            request.push(byte[0]);
+        }
         let body = format!("{hostname} {version}");
         let _ = write!(
             stream,
@@ -304,7 +308,17 @@ fn who_is_not_root_is_told_so_with_exit_code_2() {
         .tempdir_in("/tmp")
         .unwrap();
     let copy = folder.path().join("weft");
-    fs::copy(env!("CARGO_BIN_EXE_weft"), &copy).unwrap();
+    // By a process of its own: a file that this one has open for writing can't be run while
+    // another test's child still holds it, too.
+    let weft = env!("CARGO_BIN_EXE_weft");
+    assert!(
+        Command::new("cp")
+            .arg(weft)
+            .arg(&copy)
+            .status()
+            .unwrap()
+            .success()
+    );
     for args in [&["lab", "up"][..], &["lab", "demo"], &["lab", "down"]] {
         let output = Command::new(&copy)
             .args(args)

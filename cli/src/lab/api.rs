@@ -90,6 +90,11 @@ impl Api {
         self.changes.subscribe()
     }
 
+    /// Counts changes.
+    pub(crate) fn version(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
     /// Applies a user's object.
     pub(crate) fn apply(&self, key: &ObjectKey, manifest: &Value) -> io::Result<Outcome> {
         let mut inner = self.inner.lock();

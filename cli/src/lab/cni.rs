@@ -4,20 +4,27 @@
 use std::{
     io::Write,
     net::IpAddr,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{
     netns,
+    paths::Process,
     plan::{NodePlan, POD_BRIDGE},
 };
 
 /// What Debian's plugins know.
 pub(crate) const VERSION: &str = "1.0.0";
+/// How long a plugin may take: far more than one that waits for an agent or a proxy does.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Where plugins are looked for when `CNI_PATH` does not say.
 const DEFAULT_PATHS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
@@ -125,7 +132,7 @@ impl Sandbox<'_> {
                     .map(|(key, value)| format!("{key}={value}")),
             )
             .collect();
-        let run = || -> anyhow::Result<std::process::Output> {
+        let run = || -> anyhow::Result<Output> {
             let mut child = Command::new(program)
                 .env("CNI_COMMAND", command)
                 .env("CNI_CONTAINERID", self.container_id)
@@ -141,11 +148,14 @@ impl Sandbox<'_> {
             // A plugin that exits before it has read all says why on stdout.
             let _ = stdin.write_all(config.to_string().as_bytes());
             drop(stdin);
-            Ok(child.wait_with_output()?)
+            Ok(wait_bounded(child)?)
         };
         let output = netns::run(self.node_netns, run)?
             .with_context(|| format!("CNI plugin {kind} can't be run"))?;
         let answer: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        if let Some(signal) = output.status.signal() {
+            bail!("CNI {command} by {kind}: ended by signal {signal}; it may take {LIMIT:?}");
+        }
         if !output.status.success() {
             return Err(plugin_error(command, kind, answer.as_ref(), &output.stderr));
         }
@@ -154,6 +164,22 @@ impl Sandbox<'_> {
         }
         Ok(answer)
     }
+}
+
+/// Waits for a plugin, and kills it when its time is over.
+fn wait_bounded(child: Child) -> std::io::Result<Output> {
+    let process = Process::of(child.id())?;
+    std::thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            if ended.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                process.signal(Signal::SIGKILL);
+            }
+        });
+        let output = child.wait_with_output();
+        drop(done);
+        output
+    })
 }
 
 /// What a plugin gets on stdin.

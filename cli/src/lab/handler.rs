@@ -16,6 +16,7 @@ use weft_source::ObjectKey;
 
 use super::{
     api::Outcome,
+    behind::{Known, behind},
     controllers, endpoints, kinds,
     lab::Lab,
     manifests::{self, Document, Invalid, Text},
@@ -295,12 +296,24 @@ impl Handler {
     }
 
     async fn status(&self) -> LabStatus {
-        let controller_invalid = if self.lab.mesh {
-            parts::invalid(&self.lab).await
-        } else {
-            None
-        };
+        let mut behind = Vec::new();
+        let mut controller_invalid = None;
+        if self.lab.mesh {
+            let page = |path| parts::controller_page(&self.lab, path);
+            // One after the other: a proxy that has acknowledged what is in the tables by then
+            // knows them.
+            let tables = page("/debug/tables").await.unwrap_or_default();
+            let proxies = page("/debug/proxies").await.unwrap_or_default();
+            controller_invalid = page("/debug/invalid").await;
+            behind = self.behind(&Known {
+                tables: &tables,
+                proxies: &proxies,
+            });
+        }
         let api = &self.lab.api;
+        if self.lab.settled.load(Ordering::Acquire) != api.version() {
+            behind.push("the nodes' Service rules are not up to date".into());
+        }
         let keys = api.keys();
         let pods = keys
             .iter()
@@ -312,6 +325,7 @@ impl Handler {
             mesh: self.lab.mesh,
             folder: self.lab.paths.root().display().to_string(),
             started: self.started.load(Ordering::Acquire),
+            behind,
             parts: self.parts.status(),
             pods: pods.map(|key| view::pod_row(&shown(key))).collect(),
             routes: routes
@@ -320,6 +334,15 @@ impl Handler {
             invalid: self.followed.lock().invalid.clone(),
             controller_invalid,
         }
+    }
+
+    fn behind(&self, known: &Known<'_>) -> Vec<String> {
+        let services = self.lab.api.list("", "Service");
+        let slices = self.lab.api.list("discovery.k8s.io", "EndpointSlice");
+        let services: Vec<&Value> = services.iter().map(|(_, value)| &**value).collect();
+        let slices: Vec<&Value> = slices.iter().map(|(_, value)| &**value).collect();
+        let nodes = self.lab.plan.nodes.iter().map(|node| node.name.as_str());
+        behind(nodes, &services, &slices, known)
     }
 }
 

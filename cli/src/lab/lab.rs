@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::atomic::AtomicU64,
 };
 
 use serde_json::{Value, json};
@@ -22,6 +23,8 @@ pub(crate) struct Lab {
     /// Where weft's programs are.
     pub(crate) programs: PathBuf,
     pub(crate) cni_path: Vec<PathBuf>,
+    /// Version of the API to which controllers, rules and hosts files have caught up.
+    pub(crate) settled: AtomicU64,
     /// By node.
     conflists: BTreeMap<String, Value>,
     /// By node: whether replies between two of its pods pass its address translation.
@@ -69,6 +72,7 @@ impl Lab {
             weft,
             programs,
             cni_path,
+            settled: AtomicU64::new(0),
             conflists,
             bridge_netfilter,
         })

@@ -4,6 +4,7 @@
 
 mod api;
 mod apply;
+mod behind;
 mod client;
 mod cni;
 mod container;

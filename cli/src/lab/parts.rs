@@ -330,13 +330,13 @@ async fn ask(part: &Part) -> Result<(), String> {
     }
 }
 
-/// What the controller could not use: `/debug/invalid`.
-pub(crate) async fn invalid(lab: &Lab) -> Option<serde_json::Value> {
+/// A page of the controller's, such as `/debug/invalid`.
+pub(crate) async fn controller_page(lab: &Lab, path: &str) -> Option<serde_json::Value> {
     let to = SocketAddr::new(lab.plan.controller(), CONTROLLER_HTTP_PORT);
     let request = http::Get {
         to,
         host: None,
-        path: "/debug/invalid",
+        path,
         headers: &[],
     };
     let asked = http::get(&lab.plan.fabric.netns, request);

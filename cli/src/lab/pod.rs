@@ -101,7 +101,7 @@ impl Runner {
             self.remove();
             return;
         }
-        self.change(|_| {});
+        self.change(|report| report.message = "its network is being made".into());
         if let Some(result) = self.attach().await {
             let addresses = if self.host_network {
                 vec![self.node.address()]

@@ -7,7 +7,8 @@ use std::{
     fs,
     io::{self, Write as _},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use k8s_openapi::api::{
@@ -33,6 +34,8 @@ use super::{
 
 /// Rounds after which the controllers must have settled; more means that two disagree.
 const MAX_ROUNDS: usize = 50;
+/// After a failure, until it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What the loop remembers.
 pub(crate) struct Reconciler {
@@ -59,10 +62,19 @@ impl Reconciler {
         let mut changes = self.lab.api.changes();
         loop {
             changes.mark_unchanged();
-            if let Err(error) = self.settle() {
-                tracing::error!(error = %format!("{error:#}"), "the lab's controllers failed");
-            }
+            let retry = match self.settle() {
+                Ok(version) => {
+                    self.lab.settled.store(version, Ordering::Release);
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(error = %format!("{error:#}"), "the lab's controllers failed");
+                    Some(tokio::time::sleep(RETRY))
+                }
+            };
+            let retry = futures::future::OptionFuture::from(retry);
             tokio::select! {
+                Some(()) = retry => {}
                 changed = changes.changed() => if changed.is_err() { return },
                 Some(done) = self.tasks.join_next() => self.pod_ended(done),
             }
@@ -79,33 +91,34 @@ impl Reconciler {
         }
     }
 
-    /// Runs every controller until none has anything left to do.
-    fn settle(&mut self) -> anyhow::Result<()> {
+    /// Runs every controller until none has anything left to do; gives the version of the API for
+    /// which that holds.
+    fn settle(&mut self) -> anyhow::Result<u64> {
         let lab = Arc::clone(&self.lab);
         let api = &lab.api;
         let mut rounds = 0;
-        loop {
-            let before = *api.changes().borrow();
+        let version = loop {
+            let before = api.version();
             namespaces(api)?;
             cluster_ips(api)?;
             run_deployments(api)?;
             self.schedule()?;
             collect_garbage(api)?;
             endpoint_slices(api, &lab.plan)?;
-            if *api.changes().borrow() == before {
-                break;
+            if api.version() == before {
+                break before;
             }
             rounds += 1;
             if rounds == MAX_ROUNDS {
                 anyhow::bail!("no rest after {MAX_ROUNDS} rounds");
             }
-        }
+        };
         let backends = backends(api);
         write_hosts(&lab, &backends)?;
-        self.load_rules(&backends);
+        let loaded = self.load_rules(&backends);
         // Last: a pod is told to stop after its endpoints say that it does.
         self.kubelets();
-        Ok(())
+        loaded.map(|()| version)
     }
 
     /// Binds pods to nodes: as they ask, else in turn.
@@ -169,7 +182,8 @@ impl Reconciler {
         }
     }
 
-    fn load_rules(&mut self, backends: &[Backends]) {
+    fn load_rules(&mut self, backends: &[Backends]) -> anyhow::Result<()> {
+        let mut result = Ok(());
         for node in &self.lab.plan.nodes {
             let inputs = kubeproxy::NodeRules {
                 pod_cidrs: &node.pod_cidrs,
@@ -182,12 +196,11 @@ impl Reconciler {
             let load = || kubeproxy::load(&node.netns, &script.text);
             match tokio::task::block_in_place(load) {
                 Ok(()) => rules.loaded(script),
-                Err(error) => {
-                    tracing::error!(node = node.name, error = %format!("{error:#}"),
-                        "the node's Service rules can't be loaded");
-                }
+                // The other nodes get theirs.
+                Err(error) => result = Err(error),
             }
         }
+        result
     }
 }
 

@@ -2,14 +2,17 @@
 //! with -9. In: its name. Out: no process, network namespace, link, mount or file of it. Links,
 //! rules and bridges go with their namespaces.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 
 use super::{
     netns,
-    paths::{Paths, ROOT, State},
+    paths::{self, Paths, ROOT, State},
     plan, procs,
 };
 
@@ -30,8 +33,24 @@ pub(crate) fn stop_daemon(paths: &Paths) {
     }
 }
 
-/// Removes everything that is left of a lab. True if there was anything.
+/// Removes everything that is left of a lab, and what only labs need if it was the last. True if
+/// there was anything.
 pub(crate) fn sweep(lab: &str) -> anyhow::Result<bool> {
+    let existed = remove(lab)?;
+    let _turn = turn()?;
+    if paths::labs().is_empty() {
+        netns::unprepare(Path::new(ROOT));
+        if fs::remove_dir(ROOT).is_ok()
+            && let Some(parent) = Path::new(ROOT).parent()
+        {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+    Ok(existed)
+}
+
+/// Removes everything that is left of a lab. True if there was anything.
+pub(crate) fn remove(lab: &str) -> anyhow::Result<bool> {
     let paths = Paths::of(lab);
     let all: Vec<String> = netns::list()
         .into_iter()
@@ -50,15 +69,27 @@ pub(crate) fn sweep(lab: &str) -> anyhow::Result<bool> {
         }
         _ => {}
     }
-    netns::unprepare(Path::new(ROOT));
-    // Only if it was the last lab.
-    if fs::remove_dir(ROOT).is_ok()
-        && let Some(parent) = Path::new(ROOT).parent()
-    {
-        let _ = fs::remove_dir(parent);
-    }
     if !ended {
         bail!("lab {lab}: some processes could not be ended");
     }
     Ok(existed)
+}
+
+/// One at a time: who starts a lab and who removes the last must not meet in the folder of all
+/// labs.
+pub(crate) fn turn() -> anyhow::Result<Flock<fs::File>> {
+    loop {
+        fs::create_dir_all(ROOT).with_context(|| format!("can't make {ROOT}"))?;
+        let Ok(folder) = fs::File::open(ROOT) else {
+            continue;
+        };
+        let lock = Flock::lock(folder, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("can't lock {ROOT}"))?;
+        // Whoever had it before may have removed the folder.
+        let locked = lock.metadata()?.ino();
+        if fs::metadata(ROOT).is_ok_and(|now| now.ino() == locked) {
+            return Ok(lock);
+        }
+    }
 }

@@ -2,14 +2,13 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     client, daemon, netns,
@@ -99,7 +98,7 @@ fn absolute(files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
 /// removed.
 fn claim(options: &daemon::Options) -> anyhow::Result<()> {
     let lab = &options.plan.name;
-    let _turn = turn()?;
+    let _turn = sweep::turn()?;
     let paths = Paths::of(lab);
     if let Some(state) = State::read(&paths).unwrap_or_default() {
         if state.daemon.runs() {
@@ -107,8 +106,7 @@ fn claim(options: &daemon::Options) -> anyhow::Result<()> {
         }
         println!("lab {lab} was killed: removing what it left");
     }
-    sweep::sweep(lab)?;
-    fs::create_dir_all(ROOT).with_context(|| format!("can't make {ROOT}"))?;
+    sweep::remove(lab)?;
     // Tokens and keys are below.
     fs::DirBuilder::new()
         .mode(0o700)
@@ -117,21 +115,6 @@ fn claim(options: &daemon::Options) -> anyhow::Result<()> {
     fs::create_dir_all(paths.logs())?;
     netns::prepare(Path::new(ROOT))?;
     daemon::record(&paths, &options.plan, options.mesh)
-}
-
-/// One at a time: two that take the same name must not remove each other's folder.
-fn turn() -> anyhow::Result<Flock<fs::File>> {
-    loop {
-        fs::create_dir_all(ROOT).with_context(|| format!("can't make {ROOT}"))?;
-        let folder = fs::File::open(ROOT)?;
-        let lock = Flock::lock(folder, FlockArg::LockExclusive)
-            .map_err(|(_, error)| error)
-            .with_context(|| format!("can't lock {ROOT}"))?;
-        // Whoever had it before may have removed the folder.
-        if fs::metadata(ROOT).is_ok_and(|now| now.ino() == lock.metadata().map_or(0, |m| m.ino())) {
-            return Ok(lock);
-        }
-    }
 }
 
 /// The lab in this process, with progress if it is somebody's foreground.

@@ -22,6 +22,8 @@ pub(crate) struct LabStatus {
     pub(crate) folder: String,
     /// The lab's first objects are in, and its controllers run.
     pub(crate) started: bool,
+    /// What does not know yet what the API holds.
+    pub(crate) behind: Vec<String>,
     pub(crate) parts: BTreeMap<String, PartStatus>,
     pub(crate) pods: Vec<PodRow>,
     pub(crate) routes: Vec<RouteRow>,
@@ -258,6 +260,7 @@ pub(crate) fn missing(status: &LabStatus) -> Missing {
             ));
         }
     }
+    missing.waiting.extend(status.behind.iter().cloned());
     missing
 }
 
