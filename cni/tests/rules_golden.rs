@@ -154,6 +154,46 @@ fn the_nodes_rules_mark_probes_and_go_with_the_last_pod() {
 }
 
 #[test]
+fn a_node_with_thousands_of_probed_ports_gets_all_of_its_rules() {
+    let ns = TestNs::new();
+    let probed: Vec<_> = (0..4000u16)
+        .map(|n| {
+            (
+                std::net::Ipv4Addr::new(10, 1, (n >> 8) as u8, n as u8).into(),
+                8080,
+            )
+        })
+        .collect();
+    for _ in 0..2 {
+        ns.run(|| apply_node(&plan_node(&probed))).unwrap();
+    }
+    let listing = ns.output("nft list chain inet weft-node probes");
+    assert_eq!(listing.matches("tcp dport 8080").count(), probed.len());
+}
+
+#[test]
+fn a_refused_rule_is_named_and_changes_nothing() {
+    let ns = TestNs::new();
+    let netns = ns.open();
+    apply(&netns, &plan(&rules(Phase::Joined))).unwrap();
+    let before = ruleset(&ns);
+    let mut wrong = plan(&rules(Phase::Joined));
+    // A redirect outside of a NAT chain.
+    let redirect = wrong.chains[2].rules[4].clone();
+    wrong.chains[0].rules.push(redirect);
+    let error = apply(&netns, &wrong).unwrap_err().to_string();
+    assert!(error.contains("rule 2 of chain inet weft mark"), "{error}");
+    assert_eq!(ruleset(&ns), before);
+}
+
+#[test]
+fn ipv6_counts_as_enabled_before_the_loopback_interface_is_up() {
+    let ns = TestNs::new();
+    ns.ip("link set lo down");
+    assert!(ipv6_is_enabled(&ns.open()).unwrap());
+}
+
+#[test]
 fn rules_of_others_in_the_pod_stay_as_they_are() {
     let ns = TestNs::new();
     ns.output("nft add table ip theirs");

@@ -30,6 +30,8 @@ use crate::netns::NetNs;
 const SUBSYSTEM_NFTABLES: u16 = 10;
 /// Route netlink is protocol 0, a socket's default.
 const NETLINK_ROUTE: Option<rustix::net::Protocol> = None;
+/// Of the network namespace of the thread that reads it.
+const IPV6_DISABLED: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
 /// The loopback interface's index in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -63,9 +65,15 @@ pub fn inspect(netns: &NetNs) -> Result<Option<Observed>, RulesError> {
     netns.run(inspect_here)?
 }
 
-/// Whether IPv6 is enabled in the namespace: whether its loopback address can be used.
+/// Whether IPv6 is enabled in the namespace, on the loopback interface above all. That this is up
+/// is not asked: where the runtime leaves it down, the rules bring it up.
 pub fn ipv6_is_enabled(netns: &NetNs) -> Result<bool, RulesError> {
-    Ok(netns.run(|| std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok())?)
+    let look = || match std::fs::read_to_string(IPV6_DISABLED) {
+        Ok(disabled) => disabled.trim() == "0",
+        // No IPv6 in this kernel, or no /proc to ask.
+        Err(_) => std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok(),
+    };
+    Ok(netns.run(look)?)
 }
 
 /// As [`apply`], for the namespace that the calling thread is in.

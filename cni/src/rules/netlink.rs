@@ -11,13 +11,16 @@ use netlink_packet_core::{
 };
 use rustix::{
     io::Errno,
-    net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType},
+    net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt},
 };
 
 use crate::netns::NetNsError;
 
 /// Room for one datagram of answers.
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// A transaction is one datagram: the rules of a node with thousands of probed ports, of which the
+/// usual buffer takes some hundreds.
+const SEND_BUFFER: usize = 16 * 1024 * 1024;
 
 /// Why rules could not be read or changed. A transaction that fails leaves everything as it was.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +104,8 @@ impl Netlink {
     }
 
     /// Sends all requests in one datagram, between `begin` and `end` if they make a transaction,
-    /// and waits until each is acknowledged.
+    /// and waits until each is acknowledged; of a transaction, the last. (Refusals come unasked,
+    /// and an answer to each of thousands of rules would overflow the socket.)
     pub(super) fn execute<M>(
         &self,
         begin: Option<M>,
@@ -113,16 +117,20 @@ impl Netlink {
     {
         let mut words = Vec::new();
         let mut bytes = Vec::new();
+        let is_transaction = begin.is_some();
         if let Some(begin) = begin {
             append(&mut bytes, begin, NLM_F_REQUEST, 0);
         }
+        let count = requests.len();
         for request in requests {
             words.push(request.what);
             let sequence = u32::try_from(words.len()).expect("plans are short");
+            let answered = !is_transaction || words.len() == count;
+            let acknowledge = if answered { NLM_F_ACK } else { 0 };
             append(
                 &mut bytes,
                 request.message,
-                NLM_F_REQUEST | NLM_F_ACK | request.flags,
+                NLM_F_REQUEST | acknowledge | request.flags,
                 sequence,
             );
         }
@@ -131,7 +139,7 @@ impl Netlink {
         }
         self.send(&bytes)?;
 
-        let mut outstanding = words.len();
+        let mut outstanding = if is_transaction { 1 } else { count };
         while outstanding > 0 {
             self.receive::<M>(&words, |sequence, payload| {
                 if let NetlinkPayload::Error(answer) = payload {
@@ -186,6 +194,10 @@ impl Netlink {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), RulesError> {
+        if bytes.len() > RECEIVE_BUFFER {
+            // Where it is not allowed, the send says whether it was needed.
+            let _ = sockopt::set_socket_send_buffer_size_force(&self.socket, SEND_BUFFER);
+        }
         rustix::net::send(&self.socket, bytes, SendFlags::empty())
             .map(drop)
             .map_err(|errno| RulesError::Socket {
