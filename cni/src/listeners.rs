@@ -18,6 +18,9 @@ use crate::{netns::NetNs, rules::RulesError};
 /// Connections that wait while no proxy accepts; the kernel caps it by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
+/// Lets connections move between listeners of one address and port.
+const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
 const PORTS: [(ListenerKind, u16); 3] = [
     (ListenerKind::Outbound, PORT_OUTBOUND),
     (ListenerKind::InboundPlaintext, PORT_INBOUND_PLAINTEXT),
@@ -57,10 +60,14 @@ pub struct Listeners {
 
 impl Listeners {
     /// Makes them. Where a proxy still holds earlier ones of a former agent, both exist side by
-    /// side, and both are accepted from.
+    /// side; what waits in the earlier ones when the proxy lets go of them moves to these.
     pub fn make(netns: &NetNs) -> Result<Self, ListenError> {
         let ipv6 = crate::rules::ipv6_is_enabled(netns)?;
         let make = || {
+            // Of this network namespace. By default the queue of a listener that closes is reset.
+            if let Err(error) = std::fs::write(MIGRATE, "1") {
+                tracing::debug!(%error, "connections that wait in a former agent's sockets may be lost");
+            }
             let listen = |(kind, port)| match listen(ipv6, port) {
                 Ok(socket) => Ok((kind, socket)),
                 Err(source) => Err(ListenError::Socket { port, source }),
