@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use weft_api::names::{
     ANNOTATION_CAPTURED, CONDITION_CAPTURED, LABEL_MESH, LABEL_MTLS, MESH_DISABLED, MESH_ENABLED,
@@ -49,7 +50,7 @@ pub struct Acknowledged {
 }
 
 /// How a pod should be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
     /// In the mesh.
     pub captured: bool,
@@ -59,6 +60,12 @@ pub struct Desired {
     pub service_account: String,
     /// Ports that the kubelet probes.
     pub probe_ports: Vec<u16>,
+}
+
+/// Namespaces whose pods start even if nobody can tell whether they belong into the mesh: without
+/// them a node that is ill could never become well again.
+pub fn is_exempt(namespace: &str) -> bool {
+    namespace == "kube-system" || namespace == SYSTEM_NAMESPACE
 }
 
 /// How a pod should be; `None` while that can't be told, for the API does not know the pod.

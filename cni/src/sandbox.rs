@@ -2,7 +2,8 @@
 //! that runs already, in the mesh or not.
 //!
 //! The plugin writes a record at ADD and removes it at DEL; the agent only reads, and removes the
-//! record of a sandbox whose network namespace has vanished.
+//! record of a sandbox whose network namespace has vanished. Beside it the agent remembers what the
+//! API said of a pod that it captures, to serve it as before if it starts while the API is away.
 
 use std::{
     fs, io,
@@ -10,7 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::objects::Desired;
 
 /// One sandbox as the runtime described it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,9 @@ pub enum SandboxError {
     },
 }
 
+/// Extension of the file with what the API said of a captured sandbox's pod.
+const DESIRED: &str = "desired";
+
 /// The records of one node: `RUN_DIR/sandboxes/<container id>.json`.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -90,42 +96,62 @@ impl Store {
     }
 
     fn path(&self, id: &str) -> Result<PathBuf, SandboxError> {
+        self.file(id, "json")
+    }
+
+    fn file(&self, id: &str, extension: &str) -> Result<PathBuf, SandboxError> {
         if is_valid_id(id) {
-            Ok(self.dir.join(format!("{id}.json")))
+            Ok(self.dir.join(format!("{id}.{extension}")))
         } else {
             Err(SandboxError::Id(id.to_owned()))
         }
     }
 
+    /// Writes down what the API says of a sandbox's pod.
+    pub fn remember(&self, id: &str, desired: &Desired) -> Result<(), SandboxError> {
+        self.replace(id, &self.file(id, DESIRED)?, desired)
+    }
+
+    /// What was remembered of a sandbox's pod.
+    pub fn recall(&self, id: &str) -> Result<Option<Desired>, SandboxError> {
+        read(&self.file(id, DESIRED)?)
+    }
+
     /// Writes a record; a reader sees the old one or the new one, never half of it.
     pub fn write(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        let path = self.path(&sandbox.container_id)?;
+        let id = &sandbox.container_id;
+        self.replace(id, &self.path(id)?, sandbox)
+    }
+
+    fn replace(&self, id: &str, path: &Path, what: &impl Serialize) -> Result<(), SandboxError> {
         let failed = |source| SandboxError::Io {
             what: "write",
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
         fs::create_dir_all(&self.dir).map_err(failed)?;
-        let text = serde_json::to_vec_pretty(sandbox).map_err(|e| failed(e.into()))?;
-        let temporary = self
-            .dir
-            .join(format!(".{}.{}", sandbox.container_id, std::process::id()));
+        let text = serde_json::to_vec_pretty(what).map_err(|e| failed(e.into()))?;
+        let temporary = self.dir.join(format!(".{id}.{}", std::process::id()));
         fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| fs::rename(&temporary, path))
             .map_err(failed)
     }
 
-    /// Removes a record; that it is gone already is no error.
+    /// Removes a record, and what is remembered; that it is gone already is no error.
     pub fn remove(&self, id: &str) -> Result<(), SandboxError> {
-        let path = self.path(id)?;
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(SandboxError::Io {
-                what: "remove",
-                path,
-                source,
-            }),
-            _ => Ok(()),
+        for path in [self.path(id)?, self.file(id, DESIRED)?] {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(SandboxError::Io {
+                        what: "remove",
+                        path,
+                        source,
+                    });
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Reads one record.
@@ -161,7 +187,7 @@ impl Store {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Sandbox>, SandboxError> {
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SandboxError> {
     match fs::read(path) {
         Ok(text) => {
             serde_json::from_slice(&text)
@@ -210,9 +236,19 @@ mod tests {
         assert_eq!(list[0].as_ref().unwrap(), &sandbox("a"));
         assert_eq!(list[1].as_ref().unwrap(), &sandbox("b"));
         assert!(matches!(list[2], Err(SandboxError::Malformed { .. })));
+        let desired = Desired {
+            captured: true,
+            strict: true,
+            service_account: "cashier".into(),
+            probe_ports: vec![8080],
+        };
+        store.remember("a", &desired).unwrap();
+        assert_eq!(store.recall("a").unwrap(), Some(desired));
+        assert_eq!(store.recall("b").unwrap(), None);
         store.remove("a").unwrap();
         store.remove("a").unwrap();
         assert_eq!(store.read("a").unwrap(), None);
+        assert_eq!(store.recall("a").unwrap(), None);
         assert_eq!(store.read("b").unwrap(), Some(sandbox("b")));
     }
 

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tracing::{info, warn};
 use weft_handover::{HandoverError, Listener};
-use weft_source::{Source, Writer};
+use weft_source::{Source, SourceError, Writer};
 
 use self::{
     machine::Phase,
@@ -40,14 +40,14 @@ use crate::{
     sandbox::{Sandbox, Store},
 };
 
-/// How long a start waits for the API before it goes by what it finds in the pods.
-const SYNC_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a start waits for the sockets of captured pods before it lets proxies in: a snapshot
 /// without them would have the proxies let go of the pods.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The usual [`Config::add_timeout`]: shorter than the plugin waits for the agent.
 pub const ADD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The usual [`Config::sync_timeout`]: proxies and plugins wait for the agent meanwhile.
+pub const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the agent is set up.
 pub struct Config {
@@ -62,6 +62,8 @@ pub struct Config {
     pub node_rules: bool,
     /// How long a new pod waits for a proxy before its start is refused; the runtime tries again.
     pub add_timeout: Duration,
+    /// How long a start waits for the API before it goes by what it remembers of captured pods.
+    pub sync_timeout: Duration,
     /// Objects come from here.
     pub source: Arc<dyn Source>,
     /// Annotations go there.
@@ -131,7 +133,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     });
     let work = async {
         let watching = tokio::spawn(watch::run(context.clone()));
-        context.restore().await;
+        context.restore(config.sync_timeout).await;
         if config.node_rules {
             // Not before the captured pods are known: their probes must not fail meanwhile.
             tokio::spawn(context.probed.clone().run());
@@ -155,10 +157,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
 
 impl Context {
     /// Takes up every sandbox that an earlier agent, or the plugin alone, has left.
-    async fn restore(self: &Arc<Self>) {
+    async fn restore(self: &Arc<Self>, sync_timeout: Duration) {
         let mut version = self.objects_version.subscribe();
         let synced = version.wait_for(|_| self.synced.load(Ordering::Acquire));
-        if timeout(SYNC_PATIENCE, synced).await.is_err() {
+        if timeout(sync_timeout, synced).await.is_err() {
             warn!(
                 "the source of objects has not been read in time; captured pods stay as they are until it is"
             );
@@ -251,8 +253,9 @@ impl Context {
         .unwrap_or(false)
     }
 
-    /// Reads a pod and its namespace if the watch has not told of them yet.
-    async fn look_up(&self, sandbox: &Sandbox) {
+    /// Reads a pod and its namespace if the watch has not told of them yet. An error means that it
+    /// can't be told whether the namespace is in the mesh.
+    async fn look_up(&self, sandbox: &Sandbox) -> Result<(), SourceError> {
         let unknown = {
             let objects = self.objects.lock();
             let namespace = objects
@@ -273,8 +276,11 @@ impl Context {
                     }
                 }
                 Ok(None) => {}
+                // Without its namespace a pod would pass for one outside the mesh.
+                Err(error) if key.kind == "Namespace" => return Err(error),
                 Err(error) => warn!(%key, %error, "can't be read; waiting for the watch"),
             }
         }
+        Ok(())
     }
 }

@@ -17,6 +17,7 @@ use super::{
     worker::{Handle, View, in_pod},
 };
 use crate::{
+    objects::is_exempt,
     protocol::{MAX_LINE, Request, Response, Status, socket_path},
     rules,
     sandbox::Sandbox,
@@ -131,8 +132,15 @@ fn settled(view: &View) -> bool {
 
 async fn add(context: &Arc<Context>, sandbox: Sandbox) -> Response {
     let name = sandbox.pod_name();
-    if context.synced.load(Ordering::Acquire) {
-        context.look_up(&sandbox).await;
+    let exempt = is_exempt(&sandbox.namespace);
+    if context.synced.load(Ordering::Acquire)
+        && let Err(error) = context.look_up(&sandbox).await
+        && !exempt
+    {
+        return Response::Failed {
+            retry: true,
+            message: format!("can't tell whether pod {name} belongs into the mesh: {error}"),
+        };
     }
     let mut handle = match start(context, sandbox).await {
         Ok(handle) => handle,
@@ -153,10 +161,14 @@ async fn add(context: &Arc<Context>, sandbox: Sandbox) -> Response {
         }
         Err(_) => {}
     }
-    let (decided, error) = {
+    let (decided, captured, error) = {
         let view = handle.view.borrow();
-        (view.decided, view.error.clone())
+        (view.decided, view.state.redirected, view.error.clone())
     };
+    if !decided && exempt {
+        // It joins as soon as the API says so.
+        return Response::Done { captured };
+    }
     // The runtime tries again, with a sandbox of another name.
     handle.delete();
     let reason = match (decided, error) {

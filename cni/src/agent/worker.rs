@@ -132,11 +132,20 @@ pub(super) fn spawn(context: Arc<Context>, sandbox: Sandbox, netns: NetNs) -> Ha
         Err(error) => (false, Some(error.to_string())),
     };
     let desired = context.desired(&pod.sandbox);
-    // While the API does not know the pod, what is captured stays captured.
+    let decided = desired.is_some();
+    // While the API does not know the pod, what is captured stays captured, and as it was.
     let wanted = desired.as_ref().map_or(found, |desired| desired.captured);
+    let desired = match desired {
+        Some(desired) => {
+            remember(&context, &pod.sandbox, &desired);
+            Some(desired)
+        }
+        None if found => recall(&context, &pod.sandbox),
+        None => None,
+    };
     let view = View {
         state: machine::begin(found, wanted),
-        decided: desired.is_some(),
+        decided,
         tried: false,
         strict: desired.as_ref().is_some_and(|desired| desired.strict),
         error,
@@ -161,6 +170,24 @@ pub(super) fn spawn(context: Arc<Context>, sandbox: Sandbox, netns: NetNs) -> Ha
 fn found(context: &Context, pod: &PodContext) -> Result<bool, rules::RulesError> {
     let reported = context.reported(&pod.sandbox);
     Ok(rules::inspect(&pod.netns)?.is_some() || reported)
+}
+
+fn remember(context: &Context, sandbox: &Sandbox, desired: &Desired) {
+    if desired.captured
+        && let Err(error) = context.store.remember(&sandbox.container_id, desired)
+    {
+        warn!(pod = sandbox.pod_name(), %error, "an agent that starts while the API is away can't serve it");
+    }
+}
+
+fn recall(context: &Context, sandbox: &Sandbox) -> Option<Desired> {
+    context
+        .store
+        .recall(&sandbox.container_id)
+        .unwrap_or_else(|error| {
+            warn!(pod = sandbox.pod_name(), %error, "nothing is remembered of it");
+            None
+        })
 }
 
 struct Worker {
@@ -269,12 +296,13 @@ impl Worker {
             return;
         };
         let before = self.pod.desired.lock().replace(desired.clone());
-        if before.as_ref() == Some(&desired) {
+        if self.view.decided && before.as_ref() == Some(&desired) {
             return;
         }
         self.view.decided = true;
         self.view.strict = desired.strict;
-        if before.is_some_and(|before| before.strict != desired.strict) {
+        remember(&self.context, &self.pod.sandbox, &desired);
+        if before.is_none_or(|before| before.strict != desired.strict) {
             self.context.proxies.update(self.pod.handover_pod());
         }
         self.happen(Event::Wanted(desired.captured));
@@ -301,6 +329,9 @@ async fn work(context: Arc<Context>, pod: Arc<PodContext>, phase: Phase) -> Resu
         Phase::Listening => {
             if pod.sandbox.addresses.is_empty() {
                 return Err("the plugins before weft-cni gave the pod no address; is weft-cni last in the CNI chain?".into());
+            }
+            if pod.desired.lock().is_none() {
+                return Err("the API does not know the pod, and nothing is remembered of it: without its service account no proxy can serve it".into());
             }
             let held = pod.listeners.lock().clone();
             let listeners = match held {

@@ -62,6 +62,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         drain_timeout: arguments.drain_timeout,
         node_rules: true,
         add_timeout: weft_cni::agent::ADD_TIMEOUT,
+        sync_timeout: weft_cni::agent::SYNC_TIMEOUT,
         source,
         writer,
     };

@@ -90,13 +90,18 @@ impl NetworkConfig {
                 ),
             ));
         }
-        serde_json::from_value(value).map_err(|error| {
-            CniError::new(
-                Code::Config,
-                format!("the network configuration of weft-cni is incomplete or wrong: {error}; it needs runDir and source"),
-            )
-            .in_version(&version)
-        })
+        let wrong = |what: String| {
+            let message = format!(
+                "the network configuration of weft-cni is incomplete or wrong: {what}; it needs runDir and source"
+            );
+            CniError::new(Code::Config, message).in_version(&version)
+        };
+        let config: Self =
+            serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+        match &config.prev_result {
+            Some(result) if !result.is_object() => Err(wrong("prevResult is no object".into())),
+            _ => Ok(config),
+        }
     }
 
     /// Fails if the configuration is of an older version than a command.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use weft_api::names::SYSTEM_NAMESPACE;
 use weft_source::SourceError;
 
 use super::NetworkConfig;
@@ -13,12 +12,6 @@ use crate::{
 
 /// How long the source may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Namespaces whose pods start even if neither agent nor source can be asked: without them a node
-/// that is ill could never become well again.
-pub(super) fn is_exempt(namespace: &str) -> bool {
-    namespace == "kube-system" || namespace == SYSTEM_NAMESPACE
-}
 
 /// `None` if the pod's namespace is in the mesh and the pod itself is not known.
 pub(super) fn belongs_into_mesh(

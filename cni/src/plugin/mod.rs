@@ -17,6 +17,7 @@ pub use config::{Environment, NetworkConfig};
 pub use error::{CniError, Code};
 
 use crate::{
+    objects::is_exempt,
     protocol::{CallError, Request, Response, call},
     sandbox::{Sandbox, Store, is_valid_id},
 };
@@ -142,7 +143,7 @@ fn without_agent(
             Code::TryAgainLater,
             format!("pod {name} may belong into the mesh, the API does not know it yet: {away}"),
         )),
-        Err(_) if fallback::is_exempt(&sandbox.namespace) => Ok(()),
+        Err(_) if is_exempt(&sandbox.namespace) => Ok(()),
         Err(source) => Err(CniError::new(
             Code::TryAgainLater,
             format!("can't tell whether pod {name} belongs into the mesh: {away}; {source}"),

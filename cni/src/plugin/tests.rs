@@ -174,6 +174,12 @@ fn what_is_wrong_is_told_with_its_code() {
             Code::Config,
             "prevResult",
         ),
+        (
+            "ADD",
+            with("1.0.0", &json!({"prevResult": "none"})),
+            Code::Config,
+            "prevResult",
+        ),
         ("ADD", with("0.2.0", &no_previous), Code::Version, "0.2.0"),
         ("ADD", "{".into(), Code::Decode, "JSON"),
         (

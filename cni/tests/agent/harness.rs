@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,14 +16,14 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::oneshot,
+    sync::{mpsc, oneshot},
 };
 use weft_cni::{
     agent,
     objects::pod_key,
     protocol::{Request, Response, SandboxStatus, Status, call},
 };
-use weft_source::{Source, Writer};
+use weft_source::{BoxFuture, Event, Object, ObjectKey, Source, SourceError, Writer};
 
 use crate::common::Pair;
 
@@ -44,6 +47,7 @@ pub struct Node {
     pub source: Arc<dyn Source>,
     pub writer: Arc<dyn Writer>,
     add_timeout: Duration,
+    pub sync_timeout: Duration,
     /// The network namespace of the node; without it the agent lets the node's rules be.
     pub netns: Option<PathBuf>,
 }
@@ -83,6 +87,7 @@ impl Node {
             source,
             writer,
             add_timeout: Duration::from_secs(10),
+            sync_timeout: agent::SYNC_TIMEOUT,
             netns: None,
         }
     }
@@ -106,6 +111,18 @@ impl Node {
         self.run_dir().join("handover.sock")
     }
 
+    /// The API goes away or comes back, for agents that start afterwards and, if it can't be `read`,
+    /// for those that run.
+    pub fn flaky(&mut self) -> Arc<Flaky> {
+        let flaky = Arc::new(Flaky {
+            source: self.source.clone(),
+            watched: tokio::sync::watch::Sender::new(true),
+            read: AtomicBool::new(true),
+        });
+        self.source = flaky.clone();
+        flaky
+    }
+
     /// Starts an agent and waits until it lets proxies in.
     pub async fn start(&self) -> Agent {
         let _ = std::fs::remove_file(self.handover());
@@ -114,6 +131,7 @@ impl Node {
             run_dir: self.run_dir(),
             drain_timeout: Duration::from_secs(5),
             add_timeout: self.add_timeout,
+            sync_timeout: self.sync_timeout,
             node_rules: self.netns.is_some(),
             source: self.source.clone(),
             writer: self.writer.clone(),
@@ -247,6 +265,32 @@ impl Node {
                 .filter(|status| status.state == state)
         })
         .await;
+    }
+}
+
+/// A source that can be away.
+pub struct Flaky {
+    source: Arc<dyn Source>,
+    /// Whether watches begin.
+    pub watched: tokio::sync::watch::Sender<bool>,
+    /// Whether objects can be read.
+    pub read: AtomicBool,
+}
+
+impl Source for Flaky {
+    fn watch(&self) -> BoxFuture<'_, Result<mpsc::Receiver<Event>, SourceError>> {
+        Box::pin(async move {
+            let mut watched = self.watched.subscribe();
+            watched.wait_for(|watched| *watched).await.unwrap();
+            self.source.watch().await
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Option<Object>, SourceError>> {
+        if self.read.load(Ordering::Relaxed) {
+            return self.source.get(key);
+        }
+        Box::pin(async { Err(SourceError::Other("the API is away".into())) })
     }
 }
 

@@ -277,6 +277,69 @@ async fn an_agent_that_restarts_takes_its_pods_up_and_leaves_them_captured_meanw
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_starts_while_the_api_is_away_serves_its_pods_as_before() {
+    let (mut node, pair) = (Node::new(), Pair::new());
+    let api = node.flaky();
+    node.sync_timeout = Duration::from_millis(200);
+    node.namespace(
+        "shop",
+        json!({ENABLED: "enabled", "weft.dev/mtls": "strict"}),
+    );
+    node.pod("web", json!({}));
+    let agent = node.start().await;
+    let mut proxy = Proxy::start(&node.handover(), "p").await;
+    proxy.next().await;
+    assert!(node.add("web", &pair).await.0);
+    let Message::Add(before) = proxy.next().await else {
+        panic!()
+    };
+    node.until_state("web", "in").await;
+    agent.stop().await;
+
+    api.watched.send_replace(false);
+    let _agent = node.start().await;
+    let mut proxy = Proxy::start(&node.handover(), "again").await;
+    // As it was: with its service account, and strict.
+    assert_eq!(proxy.next().await, Message::Add(before));
+    assert!(matches!(proxy.next().await, Message::SnapshotSent(_)));
+    assert_eq!(
+        who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(),
+        "again 1"
+    );
+    let status = node.sandbox_status("web").await.unwrap();
+    assert_eq!((status.wanted, status.captured), (None, true));
+
+    // What changed meanwhile takes effect when it is back.
+    node.namespace("shop", enabled());
+    api.watched.send_replace(true);
+    assert!(
+        matches!(proxy.next().await, Message::Update(update) if !update.pod.as_ref().unwrap().strict)
+    );
+    node.until_state("web", "in").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_of_a_namespace_that_cannot_be_read_does_not_start_unprotected() {
+    let (mut node, pair) = (Node::new(), Pair::new());
+    let api = node.flaky();
+    let _agent = node.start().await;
+    eventually("the watch", async || {
+        node.status().await.synced.then_some(())
+    })
+    .await;
+    // The watch has not told of the namespace yet, and the API does not answer.
+    api.read.store(false, Ordering::Relaxed);
+    let (added, error) = node.add("web", &pair).await;
+    assert!(!added);
+    assert_eq!(error["code"], 11, "{error}");
+    assert!(
+        error["msg"].as_str().unwrap().contains("shop/web"),
+        "{error}"
+    );
+    assert!(is_clean(&pair));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_label_that_went_while_the_agent_was_away_is_noticed() {
     let (node, pair) = (Node::new(), Pair::new());
     node.namespace("shop", enabled());
@@ -411,6 +474,7 @@ async fn gc_and_a_second_agent_and_garbage_on_the_socket_do_no_harm() {
         run_dir: node.run_dir(),
         drain_timeout: Duration::from_secs(1),
         add_timeout: Duration::from_secs(1),
+        sync_timeout: Duration::from_secs(1),
         node_rules: false,
         source: node.source.clone(),
         writer: node.writer.clone(),
