@@ -65,9 +65,16 @@ pub fn receive(head: &mut request::Parts, has_body: bool) -> Result<Inbound, Ref
     if head.uri.scheme().is_none() && head.uri.authority().is_some() {
         return Err(BAD_TARGET);
     }
+    // What would be matched as one path and sent as another. (HTTP/2 lets any text through.)
+    match head.uri.path() {
+        path if path.starts_with('/') => {}
+        "*" if head.method == Method::OPTIONS => {}
+        _ => return Err(BAD_TARGET),
+    }
     inbound.authority = authority(head)?;
     check_framing(head)?;
-    if head.version != Version::HTTP_2 && seen.upgrade {
+    // HTTP/1.0 has no 101.
+    if head.version == Version::HTTP_11 && seen.upgrade {
         inbound.upgrade = upgrade(&head.headers);
         if inbound.upgrade.is_some() && has_body {
             return refuse(StatusCode::BAD_REQUEST, "upgrade with a body");

@@ -76,10 +76,17 @@ pub(super) async fn serve(
     let mut looks = looks(limits);
     let (downstream, spoken) = {
         let mut detect = pin!(Downstream::detect(io, Arc::clone(session.phase())));
+        let mut draining = false;
+        let mut patience = pin!(None::<time::Sleep>);
         loop {
             tokio::select! {
                 found = &mut detect => break found?,
-                () = drain.cancelled() => return Ok(()),
+                // Its request may be on its way, or here already.
+                () = drain.cancelled(), if !draining => {
+                    draining = true;
+                    patience.set(Some(time::sleep(limits.drain_idle)));
+                }
+                () = over(patience.as_mut().as_pin_mut()) => return Ok(()),
                 _ = looks.tick() => {
                     if session.phase().is_slow(limits.header_read_timeout) {
                         return Err(slow);

@@ -309,6 +309,24 @@ async fn a_draining_idle_http1_connection_is_closed_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_comes_as_draining_begins_is_served() {
+    let mesh = Mesh::new();
+    let seen = mesh.named("one", 1);
+    mesh.route(rule([to("one")]));
+    mesh.drain.cancel();
+    for served in 1..=20 {
+        let answer = mesh.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+        assert_eq!(seen.count(), served);
+    }
+    // One that says nothing does not hold the drain up.
+    let mut silent = mesh.connect();
+    sleep(HttpLimits::default().drain_idle + Duration::from_secs(1)).await;
+    assert_eq!(silent.read(&mut [0; 1]).await.expect("an end"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn draining_finishes_what_is_open() {
     let mesh = Mesh::new();
     for (service, octet, http2) in [("one", 1, false), ("two", 2, true)] {

@@ -1,7 +1,7 @@
 //! Requests that two parsers could read in two ways: each is refused, or answered once and its
 //! connection closed. A request that hides in another's body never reaches the backend.
 
-use super::harness::{Mesh, rule, to};
+use super::harness::{Mesh, h2c, rule, text, to};
 
 /// Put where a body might be: a backend that serves it has been tricked.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: hidden\r\n\r\n";
@@ -225,5 +225,62 @@ async fn an_upgrade_to_h2c_is_not_one() {
     let seen = seen.last();
     for name in ["upgrade", "connection", "http2-settings"] {
         assert!(!seen.headers.contains_key(name), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn http_1_0_cannot_change_the_protocol() {
+    let mesh = Mesh::new();
+    let seen = mesh.named("v1", 1);
+    mesh.route(rule([to("v1")]));
+    let answer = mesh
+        .raw(b"GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK"), "{answer}");
+    let seen = seen.last();
+    for name in ["upgrade", "connection"] {
+        assert!(!seen.headers.contains_key(name), "{name}");
+    }
+}
+
+/// An HTTP/2 connection with one request that no library would make.
+fn http2_request(method: &str, path: &str) -> Vec<u8> {
+    // Literals without indexing; the names are of the static table.
+    let mut head = vec![0x86];
+    for (name, value) in [(2, method), (1, "checkout"), (4, path)] {
+        head.extend([name, value.len() as u8]);
+        head.extend(value.as_bytes());
+    }
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    bytes.extend([0, 0, head.len() as u8, 1, 5, 0, 0, 0, 1]);
+    bytes.extend(head);
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_would_be_sent_as_another_than_was_matched_is_refused() {
+    for backend in [to("v1"), h2c("v2")] {
+        let mesh = Mesh::new();
+        let seen = mesh.named("v1", 1);
+        let noted = seen.clone();
+        mesh.backend("v2", 2, true, move |request| {
+            noted.note(&request);
+            async { text("v2") }
+        });
+        mesh.route(rule([backend]));
+        mesh.raw(&http2_request("GET", "/admin")).await;
+        mesh.raw(&http2_request("OPTIONS", "*")).await;
+        assert_eq!(seen.count(), 2, "what is right passes");
+        for (method, path) in [
+            ("GET", "admin"),
+            ("GET", "admin/x?y"),
+            ("GET", "*"),
+            ("OPTIONS", "*admin"),
+            ("GET", ".."),
+        ] {
+            mesh.raw(&http2_request(method, path)).await;
+            assert_eq!(seen.count(), 2, "{method} {path}");
+        }
     }
 }
