@@ -280,7 +280,8 @@ impl Captured {
     }
 
     async fn carry(self, upstream: Result<Upstream, Failure>) {
-        let tunnel = upstream.as_ref().map_or(Tunnel::Plaintext, Upstream::kind);
+        let tried = || Tunnel::to(self.record.workload.as_deref());
+        let tunnel = upstream.as_ref().map_or_else(|_| tried(), Upstream::kind);
         self.finish(upstream, tunnel).await;
     }
 

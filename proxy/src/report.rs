@@ -74,7 +74,7 @@ pub struct Record {
 impl Record {
     /// A connection that a pod made.
     pub fn outbound(client: Arc<Client>, destination: SocketAddr) -> Self {
-        let mut record = Self::inbound(client.address, Tunnel::Plaintext);
+        let mut record = Self::inbound(client.address, Tunnel::None);
         record.direction = Direction::Outbound;
         record.client = Some(client);
         record.destination = destination;

@@ -223,10 +223,7 @@ impl Exchange {
                     .unwrap_or(SystemTime::UNIX_EPOCH),
                 duration,
                 direction: Direction::Outbound,
-                tunnel: match workload {
-                    Some(workload) if workload.captured => Tunnel::Hbone,
-                    _ => Tunnel::Plaintext,
-                },
+                tunnel: Tunnel::to(workload.map(|it| &**it)),
                 src: LogPeer::client(client),
                 dst: match &self.endpoint {
                     Some(to) => LogPeer::workload(&to.workload, to.address),

@@ -47,10 +47,7 @@ impl SeriesCache {
         if let Some(entry) = self.handles.read().get(&(about, to)) {
             return Arc::clone(&entry.requests);
         }
-        let tunnel = match workload {
-            Some(workload) if workload.captured => Tunnel::Hbone,
-            _ => Tunnel::Plaintext,
-        };
+        let tunnel = Tunnel::to(workload.map(|it| &**it));
         let destination = workload.map_or_else(Peer::unknown, |it| Peer::from(&**it));
         let mut labels = Labels::new(Direction::Outbound, tunnel, client.into(), destination)
             .service(&service.name);

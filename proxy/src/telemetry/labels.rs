@@ -35,14 +35,26 @@ pub enum Tunnel {
     Plaintext,
     /// Untouched, to something that the mesh does not know.
     Passthrough,
+    /// Not at all: the proxy answered or refused by itself, and dialled nobody.
+    None,
 }
 
 impl Tunnel {
+    /// How a workload is reached; nobody is not reached at all.
+    pub fn to(workload: Option<&Workload>) -> Self {
+        match workload {
+            Some(workload) if workload.captured => Self::Hbone,
+            Some(_) => Self::Plaintext,
+            None => Self::None,
+        }
+    }
+
     /// The value of the label `tls`.
     pub fn tls(self) -> &'static str {
         match self {
             Self::Hbone => "mtls",
             Self::Plaintext | Self::Passthrough => "plaintext",
+            Self::None => "none",
         }
     }
 }
@@ -97,7 +109,7 @@ impl From<&Client> for Peer {
 pub struct Labels {
     /// Which way.
     pub direction: Direction,
-    /// `mtls` or `plaintext`. Not the [`Tunnel`]: what prints alike must be one series.
+    /// `mtls`, `plaintext` or `none`. Not the [`Tunnel`]: what prints alike must be one series.
     pub tls: &'static str,
     /// The client.
     pub source: Peer,

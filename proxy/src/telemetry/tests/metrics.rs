@@ -202,7 +202,12 @@ async fn a_full_map_finds_room_without_a_scrape() {
 fn no_series_is_shown_twice() {
     let telemetry = telemetry(1);
     // Both are plaintext, and both find no room.
-    for tunnel in [Tunnel::Hbone, Tunnel::Plaintext, Tunnel::Passthrough] {
+    for tunnel in [
+        Tunnel::Hbone,
+        Tunnel::Plaintext,
+        Tunnel::Passthrough,
+        Tunnel::None,
+    ] {
         for direction in [Direction::Outbound, Direction::Inbound] {
             let labels = Labels::new(direction, tunnel, Peer::unknown(), Peer::unknown());
             telemetry
