@@ -15,7 +15,7 @@ use weft_certs::SpiffeId;
 
 use crate::{
     copy::{Copied, TcpSide, copy},
-    hbone::{Destination, Pool, StreamGuard, TunnelStream},
+    hbone::{Destination, Lingering, Pool, StreamGuard, TunnelStream},
     io::{BoxStream, ConnectError, Connector},
     model::Workload,
     netns::Netns,
@@ -88,6 +88,7 @@ impl PodConnector {
             source,
             address: tunnel,
             identity,
+            sandbox: Arc::clone(&to.sandbox),
         };
         timeout(self.settings.connect, self.pool.open(&destination, address))
             .await
@@ -128,7 +129,7 @@ impl Connector for PodConnector {
         async move {
             Ok(match self.open(None, to, address).await? {
                 Upstream::Tcp(stream) => Box::new(stream) as BoxStream,
-                Upstream::Tunnel(stream) => Box::new(stream),
+                Upstream::Tunnel(stream) => Box::new(Lingering::new(stream)),
             })
         }
         .boxed()

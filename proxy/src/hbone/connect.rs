@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use weft_certs::{SpiffeId, tls};
 
-use super::{Usage, client_builder};
+use super::{Usage, client_builder, describe};
 use crate::io::ConnectError;
 
 /// RFC 9209: how a proxy says what went wrong behind it.
@@ -34,6 +34,8 @@ pub(super) type Driver = h2::client::Connection<TlsStream<TcpStream>, Bytes>;
 pub(super) enum Failure {
     /// The tunnel takes no more and has not passed this one on: another tunnel may.
     NotSent,
+    /// The tunnel broke before the answer, maybe long ago and unnoticed.
+    Broken(String),
     /// The answer.
     Final(ConnectError),
 }
@@ -106,6 +108,10 @@ impl Tunnel {
                     self.usage.close();
                 }
                 return Err(Failure::NotSent);
+            }
+            Err(error) if error.is_io() || error.is_go_away() => {
+                self.usage.close();
+                return Err(Failure::Broken(describe(&error)));
             }
             Err(error) => return Err(broken(error)),
         };

@@ -13,10 +13,12 @@ use tokio::time::Instant;
 use crate::settings::Settings;
 
 mod connect;
+mod linger;
 mod pool;
 mod server;
 mod stream;
 
+pub use linger::Lingering;
 pub use pool::{Destination, Pool, PoolStats, StreamGuard};
 pub use server::serve;
 pub use stream::TunnelStream;
@@ -63,6 +65,17 @@ fn server_builder(streams: u32) -> h2::server::Builder {
         .max_header_list_size(HEADER_LIST)
         .max_concurrent_streams(streams);
     builder
+}
+
+/// What broke a tunnel, in few words: rustls' own for a peer that just closes are a paragraph and a
+/// link.
+fn describe(error: &h2::Error) -> String {
+    match error.get_io() {
+        Some(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the peer closed the tunnel without close_notify".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Counts a tunnel's streams, and closes it to new ones for good.

@@ -19,6 +19,7 @@ use weft_certs::{BundleSource, SpiffeId, SvidSource, tls};
 use super::{
     End, Usage,
     connect::{Driver, Failure, Tunnel},
+    describe,
     stream::TunnelStream,
     watch as watch_tunnel,
 };
@@ -44,6 +45,9 @@ pub struct Destination {
     pub address: SocketAddr,
     /// Who must be there.
     pub identity: SpiffeId,
+    /// In which sandbox: a pod that comes to an address after another of the same identity is not
+    /// at the end of that one's tunnels.
+    pub sandbox: Arc<str>,
 }
 
 /// What `/tunnels` shows of one destination.
@@ -137,11 +141,20 @@ impl Pool {
         to: SocketAddr,
     ) -> Result<TunnelStream<StreamGuard>, ConnectError> {
         let mut closing = 0;
+        let mut broken = false;
         loop {
             match self.inner.lease(destination)? {
                 Lease::Tunnel(tunnel, guard) => match tunnel.connect(to).await {
                     Ok((send, recv)) => return Ok(TunnelStream::new(send, recv, guard)),
                     Err(Failure::Final(error)) => return Err(error),
+                    // A CONNECT carries nothing yet, so it may be sent twice. Once: who breaks a
+                    // new tunnel as well would break them all.
+                    Err(Failure::Broken(reason)) => {
+                        if std::mem::replace(&mut broken, true) {
+                            let address = destination.address;
+                            return Err(ConnectError::TunnelBroken(address, reason));
+                        }
+                    }
                     Err(Failure::NotSent) => {
                         closing += 1;
                         if closing >= CLOSING_TUNNELS {
@@ -317,8 +330,10 @@ async fn drive(
     };
     let ended = tokio::select! {
         result = &mut driver => {
-            if let Err(error) = result {
-                tracing::debug!(address = %destination.address, %error, "tunnel broke");
+            if let Err(error) = result
+                && usage.open_streams() > 0
+            {
+                tracing::debug!(address = %destination.address, error = describe(&error), "tunnel broke");
             }
             None
         }

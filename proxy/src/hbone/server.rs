@@ -9,7 +9,9 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::{net::TcpStream, time::timeout};
 use weft_certs::{SpiffeId, tls};
 
-use super::{End, Usage, connect::PROXY_STATUS, pool::StreamGuard, server_builder, stream, watch};
+use super::{
+    End, Usage, connect::PROXY_STATUS, describe, pool::StreamGuard, server_builder, stream, watch,
+};
 use crate::{
     copy::{TcpSide, copy},
     io::ConnectError,
@@ -40,6 +42,10 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     let address = socket::canonical(address);
     let settings = pod.settings();
     let established = timeout(settings.handshake, async {
+        // Who says nothing takes no place in the queue below.
+        tcp.readable()
+            .await
+            .map_err(|error| Failure::new("tls", error.to_string()))?;
         // Many handshakes at once would take the CPU away from what is open.
         let _permit = pod.handshakes().acquire().await;
         let stream =
@@ -93,7 +99,10 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                     pod.spawn(tunnel);
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(peer = %peer.address, %error, "tunnel broke");
+                    // Without streams, it is only an impolite way to say good-bye.
+                    if usage.open_streams() > 0 {
+                        tracing::debug!(peer = %peer.address, error = describe(&error), "tunnel broke");
+                    }
                     return;
                 }
                 None => return,

@@ -44,6 +44,18 @@ impl<G> TunnelStream<G> {
         }
     }
 
+    /// Our end is told, the peer's is still to come.
+    pub(super) fn waits_for_end(&self) -> bool {
+        self.finished && !self.recv.is_end_stream()
+    }
+
+    /// Waits for the peer's end. If it has more to say, nobody is there to hear it.
+    pub(super) async fn ended(mut self) {
+        while let Some(Ok(chunk)) = self.recv.data().await
+            && chunk.is_empty()
+        {}
+    }
+
     /// Bytes that the peer lets us send now, `wanted` at most.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
         loop {
@@ -208,5 +220,5 @@ fn reset_by(reason: Reason) -> io::Error {
 
 fn to_io(error: h2::Error) -> io::Error {
     // Whatever broke the tunnel, its streams have not ended in order.
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
+    io::Error::new(io::ErrorKind::ConnectionReset, super::describe(&error))
 }

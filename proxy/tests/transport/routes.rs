@@ -18,7 +18,7 @@ use weft_api::config::{
 };
 use weft_proxy::state::Kind;
 
-use crate::mesh::{Mesh, captured};
+use crate::mesh::{Mesh, captured, until};
 
 const PORT: u16 = 8080;
 
@@ -227,6 +227,63 @@ async fn an_undeclared_port_is_routed_if_it_speaks_http_and_else_carried_and_cou
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum();
     assert_eq!(fallbacks, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooled_connection_that_is_closed_ends_in_order_at_the_application() {
+    let mesh = mesh().await;
+    let rule = config::HttpRule {
+        route: route("HTTPRoute"),
+        backends: vec![to("one", 1)],
+        ..Default::default()
+    };
+    let table = HttpTable {
+        matches: vec![config::HttpMatch::default()],
+        rules: vec![rule],
+    };
+    set(&mesh, "front", Table::Http(table), false);
+    let listener = mesh.host(1).listen(PORT);
+    let client = async {
+        let mut stream = mesh.host(0).dial(vip(3)).await.expect("a connection");
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: one\r\n\r\n")
+            .await
+            .expect("it is sent");
+        assert_eq!(answer(&mut stream, 12).await, "HTTP/1.1 200");
+        // The proxy keeps its connection to the application, until that has no endpoint any more.
+        mesh.describe(1, |workload| workload.endpoints.clear());
+        mesh.describe(1, |workload| workload.sandbox = "another".to_owned());
+        stream
+    };
+    let application = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request).await.expect("a request");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .expect("it is answered");
+        let end = timeout(Duration::from_secs(20), stream.read(&mut request)).await;
+        assert_eq!(end.expect("in time").expect("an orderly end"), 0);
+        // What breaks now would show as an error.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.shutdown().await.expect("an orderly end");
+    };
+    let (_client, ()) = tokio::join!(client, application);
+    until("the far side has ended", || {
+        let closed = |line: &str| {
+            line.starts_with("weft_tcp_connections_closed_total{direction=\"inbound\"")
+                && line.ends_with(" 1")
+        };
+        mesh.telemetry.encode().lines().any(closed)
+    })
+    .await;
+    let metrics = mesh.telemetry.encode();
+    let broken: Vec<_> = metrics
+        .lines()
+        .filter(|line| line.starts_with("weft_errors_total"))
+        .collect();
+    assert!(broken.is_empty(), "{broken:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
