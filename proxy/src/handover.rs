@@ -3,9 +3,14 @@
 //!
 //! While the agent is away all goes on as it is; when it is back it sends everything again, and
 //! what it no longer has is dropped at the end of that.
+//!
+//! The agent is not dialled before the configuration is whole: a pod that was served without it
+//! would pass its traffic on in plaintext, for every destination would look like one outside the
+//! mesh. New pods are not let start meanwhile, and connections of those that run wait.
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_api::handover::{
     Ack, AddPod, DrainPod, Drained, FromAgent, FromProxy, Hello, ListenerKind, UpdatePod,
@@ -16,7 +21,7 @@ use weft_handover::{Connection, HandoverError};
 use crate::{
     admin::Condition,
     pods::{Info, Pod, PodError, Pods},
-    state::{Kind, State},
+    state::State,
 };
 
 /// The protocol that is spoken here.
@@ -35,8 +40,8 @@ pub struct Handover {
     pub pods: Arc<Pods>,
     /// The configuration, for the trust domain.
     pub state: Arc<State>,
-    /// How long the first pod waits for the trust domain.
-    pub patience: Duration,
+    /// Whether there is a configuration, from a snapshot or the controller.
+    pub configured: watch::Receiver<bool>,
     /// Tells this process from its predecessor.
     pub incarnation: String,
     /// Holds once the agent has sent all of its pods.
@@ -64,8 +69,11 @@ impl Handover {
     }
 
     async fn sessions(&self) {
-        // Identities need the trust domain. It is there at once, but at a node's very first start.
-        let _ = tokio::time::timeout(self.patience, self.configured()).await;
+        let mut configured = self.configured.clone();
+        if configured.wait_for(|configured| *configured).await.is_err() {
+            // Whoever was to bring it has ended; only a restart can help.
+            return std::future::pending().await;
+        }
         let mut backoff = FIRST_BACKOFF;
         let mut told = false;
         loop {
@@ -85,11 +93,6 @@ impl Handover {
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
-    }
-
-    async fn configured(&self) {
-        let mut changes = self.state.subscribe();
-        while self.state.count(Kind::MeshConfig) == 0 && changes.changed().await.is_ok() {}
     }
 
     async fn session(
@@ -165,6 +168,8 @@ impl Handover {
     ) -> Result<Arc<Pod>, PodError> {
         let kinds: Vec<ListenerKind> = add.listeners().collect();
         let info = Info::parse(add.pod.unwrap_or_default())?;
+        // The agent has it, so what is served of it goes on, whatever comes of this message.
+        sent.insert(info.sandbox.clone());
         let mut descriptors = descriptors.into_iter();
         let Some(netns) = descriptors
             .next()
@@ -179,10 +184,7 @@ impl Handover {
             });
         };
         let listeners = kinds.into_iter().zip(descriptors).collect();
-        let sandbox = info.sandbox.clone();
-        let pod = self.pods.add(info, netns, listeners)?;
-        sent.insert(sandbox);
-        Ok(pod)
+        self.pods.add(info, netns, listeners)
     }
 
     fn update(&self, update: UpdatePod) -> Result<(), PodError> {

@@ -14,7 +14,7 @@ use foldhash::{HashMap, HashMapExt};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use weft_certs::{SpiffeId, Svid, SvidCell, SvidSource, csr};
 
 use crate::telemetry::Telemetry;
@@ -79,7 +79,13 @@ pub struct Identity {
     id: SpiffeId,
     svid: Arc<SvidCell>,
     status: watch::Sender<Status>,
-    _renewal: DropGuard,
+    renewal: CancellationToken,
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        self.renewal.cancel();
+    }
 }
 
 impl Identities {
@@ -117,7 +123,7 @@ impl Identities {
                 error: Some("the CA has not answered yet".to_owned()),
                 not_after: None,
             }),
-            _renewal: stop.clone().drop_guard(),
+            renewal: stop.clone(),
         });
         held.insert(id.clone(), Arc::downgrade(&identity));
         let renewal = renew(Arc::clone(&self.inner), Renewed::of(&identity));
@@ -130,11 +136,15 @@ impl Identities {
         identity
     }
 
-    /// Forgets identities that no pod has any more, and their keys on the snapshot.
-    pub fn sweep(&self) {
+    /// Forgets the identities that are not wanted any more, and their keys on the snapshot; what
+    /// still holds one of them keeps its certificate, but it is not renewed.
+    pub fn sweep(&self, wanted: impl Fn(&SpiffeId) -> bool) {
         let mut held = self.inner.held.lock();
         held.retain(|id, identity| {
-            let keep = identity.strong_count() > 0;
+            let keep = wanted(id);
+            if !keep && let Some(identity) = identity.upgrade() {
+                identity.renewal.cancel();
+            }
             if !keep {
                 self.inner.telemetry.certificate(id.as_str(), None);
             }

@@ -4,7 +4,7 @@
 //! Two runtimes: the data path's threads do nothing else, so that a burst of configuration,
 //! certificates or scrapes does not delay bytes.
 
-use std::{net::SocketAddr, panic, sync::Arc, time::SystemTime};
+use std::{io::IsTerminal, net::SocketAddr, panic, sync::Arc, time::SystemTime};
 
 use anyhow::Context;
 use clap::Parser;
@@ -13,6 +13,7 @@ use tokio::{
     net::TcpListener,
     runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
@@ -85,6 +86,7 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
     });
 
     let control = CancellationToken::new();
+    let (synced, configured) = watch::channel(false);
     let configuration = xds::Client {
         transport: Arc::new(controller.clone()),
         node: xds::node(&flags.node, &incarnation, &flags.zone),
@@ -95,6 +97,7 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
                 .context("can't make --snapshot-dir")?,
         ),
         configured: readiness.condition("configuration", "the controller has not sent it yet"),
+        synced,
     };
     let configuration = tokio::spawn(configuration.run(control.clone()));
 
@@ -129,7 +132,7 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
         path: flags.handover,
         pods: Arc::clone(&pods),
         state,
-        patience: settings.certificate,
+        configured,
         incarnation,
         received: readiness.condition("pods", "the agent has not sent them all yet"),
     };
@@ -188,7 +191,9 @@ fn log(format: LogFormat) -> anyhow::Result<LogFilter> {
         Err(_) => EnvFilter::new("info"),
     };
     let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),

@@ -130,11 +130,12 @@ impl Pods {
                         pod: sandbox.clone(),
                         reason: error.to_string(),
                     })?;
-                // What it replaces drains, or has another identity and no right to go on.
-                if let Some(old) = pods.insert(sandbox, Arc::clone(&pod))
-                    && !old.is_draining()
-                {
-                    old.stop();
+                match pods.insert(sandbox, Arc::clone(&pod)) {
+                    // What it has open may go on, but what is new must not end with the drain.
+                    Some(old) if old.is_draining() => old.stop_accepting(),
+                    // It has another identity, and no right to go on.
+                    Some(old) => old.stop(),
+                    None => {}
                 }
                 pod
             }
@@ -166,7 +167,7 @@ impl Pods {
         if let Some(pod) = removed {
             pod.stop();
         }
-        self.node.identities.sweep();
+        self.sweep();
     }
 
     /// Drops the pods that are not in `sandboxes`.
@@ -184,7 +185,16 @@ impl Pods {
             tracing::info!(pod = %pod.name(), "the agent no longer has this pod");
             pod.stop();
         }
-        self.node.identities.sweep();
+        self.sweep();
+    }
+
+    /// Forgets the identities, and their keys, that no pod has any more.
+    fn sweep(&self) {
+        let pods = self.pods.lock();
+        // Not by who still holds them: tasks of a pod that was stopped do for a moment.
+        self.node
+            .identities
+            .sweep(|id| pods.values().any(|pod| pod.spiffe_id() == id));
     }
 
     fn count(&self, pods: usize) {

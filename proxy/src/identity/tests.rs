@@ -152,8 +152,8 @@ async fn an_identity_without_pods_is_not_renewed() {
     let web = identities.hold(&id("web"));
     web.ready().await;
     assert!(fixture.telemetry.encode().contains(id("web").as_str()));
-    drop(web);
-    identities.sweep();
+    // A task of the pod may still hold it for a moment.
+    identities.sweep(|_| false);
     sleep(LIFETIME).await;
     assert_eq!(fixture.asked(), 1);
     assert!(!fixture.telemetry.encode().contains(id("web").as_str()));
@@ -183,7 +183,7 @@ async fn a_successor_serves_from_the_snapshot_while_the_ca_is_away() {
     assert_eq!(end(&web), not_after);
     // Keys of identities that no pod has any more do not stay behind.
     drop(web);
-    successor.sweep();
+    successor.sweep(|_| false);
     assert!(!files[0].path().exists());
 }
 

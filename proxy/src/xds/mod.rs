@@ -15,7 +15,10 @@ mod tests;
 use std::{convert::Infallible, sync::Arc};
 
 use futures::future::BoxFuture;
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -103,6 +106,8 @@ pub struct Client {
     pub snapshot: Option<Snapshot>,
     /// Holds once there is a configuration.
     pub configured: Condition,
+    /// The same, for those who wait for it: from then on there always is one.
+    pub synced: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Client {
@@ -122,8 +127,9 @@ impl Client {
         {
             session.loaded();
             self.configured.ready();
+            self.synced.send_replace(true);
         }
-        let (synced, is_synced) = tokio::sync::watch::channel(session.is_synced());
+        let is_synced = self.synced.subscribe();
         let save = async {
             if let Some(snapshot) = &self.snapshot {
                 snapshot
@@ -134,7 +140,7 @@ impl Client {
         let stream = async {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = self.streams(&mut session, synced) => {}
+                () = self.streams(&mut session) => {}
             }
             self.telemetry.xds_connected(false);
         };
@@ -142,7 +148,7 @@ impl Client {
     }
 
     /// One stream after the other, for ever.
-    async fn streams(&self, session: &mut Session, synced: tokio::sync::watch::Sender<bool>) {
+    async fn streams(&self, session: &mut Session) {
         let mut backoff = Backoff::default();
         let mut told = false;
         loop {
@@ -155,7 +161,8 @@ impl Client {
                     }
                     if session.is_synced() {
                         self.configured.ready();
-                        synced.send_if_modified(|was| !std::mem::replace(was, true));
+                        let first = |was: &mut bool| !std::mem::replace(was, true);
+                        self.synced.send_if_modified(first);
                     } else {
                         self.configured.unready(session.missing());
                     }

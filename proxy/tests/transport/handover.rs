@@ -8,7 +8,11 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+    time::timeout,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_api::handover::{
     AddPod, DrainPod, FromAgent, FromProxy, ListenerKind, Pod, RemovePod, SnapshotSent, UpdatePod,
@@ -35,6 +39,11 @@ struct Agent {
 impl Agent {
     /// A proxy that serves the mesh's pods, once it is told to.
     async fn new(mesh: &Mesh) -> Self {
+        Self::with(mesh, watch::channel(true).1).await
+    }
+
+    /// Waits for a proxy that dials as soon as it is `configured`.
+    async fn with(mesh: &Mesh, configured: watch::Receiver<bool>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("handover.sock");
         let listener = Listener::bind(&path).expect("a socket");
@@ -43,7 +52,7 @@ impl Agent {
             path,
             pods: Arc::clone(&mesh.served),
             state: Arc::clone(&mesh.state),
-            patience: Duration::from_millis(10),
+            configured,
             incarnation: "test".to_owned(),
             received: readiness.condition("pods", "none were sent"),
         };
@@ -241,6 +250,71 @@ async fn a_drained_pod_serves_what_is_open_until_it_ends() {
     };
     assert_eq!(agent.ask(Message::Remove(remove), &[]).await, "");
     assert!(mesh.served.get("sandbox-server").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_pod_is_served_before_the_configuration_is_there() {
+    let mesh = Mesh::new([unserved("server")]).await;
+    let (synced, configured) = watch::channel(false);
+    let mut dialled = Box::pin(Agent::with(&mesh, configured));
+    let early = timeout(Duration::from_millis(300), &mut dialled).await;
+    assert!(early.is_err(), "the agent was dialled");
+    synced.send_replace(true);
+    let mut agent = dialled.await;
+    assert_eq!(agent.add(&mesh, 0).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_pod_has_joined_again_does_not_end_with_the_drain_before() {
+    let mesh = Mesh::new([outside("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let to = mesh.host(1).at(PORT);
+    let old = tokio::join!(mesh.host(0).dial(to), listener.accept());
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 1_000,
+    };
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
+        open.push((client.expect("one"), accepted.expect("one").0));
+    }
+    assert!(matches!(
+        agent.receive().await,
+        from_proxy::Message::Drained(_)
+    ));
+    let (_client, (mut server, _)) = (old.0.expect("one"), old.1.expect("one"));
+    server
+        .read(&mut [0; 1])
+        .await
+        .expect_err("its time is over");
+    for (mut client, mut server) in open {
+        client.write_all(b"x").await.expect("it is open");
+        server.read_exact(&mut [0; 1]).await.expect("it is open");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_be_added_again_goes_on_as_it_is() {
+    let mesh = Mesh::new([unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 0).await, "");
+    let mut agent = agent.reconnect().await;
+    let add = AddPod {
+        pod: Some(pod(&mesh, 0)),
+        listeners: vec![ListenerKind::Outbound.into()],
+    };
+    let only = File::open("/dev/null").expect("a file").into();
+    assert_ne!(agent.ask(Message::Add(add), &[only]).await, "");
+    assert_eq!(
+        agent.ask(Message::SnapshotSent(SnapshotSent {}), &[]).await,
+        ""
+    );
+    assert!(mesh.served.get("sandbox-server").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

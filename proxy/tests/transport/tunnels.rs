@@ -1,6 +1,6 @@
 //! Which connections share a tunnel, and what becomes of tunnels.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::{join_all, try_join_all};
 use tokio::{
@@ -8,6 +8,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
+use tokio_rustls::TlsAcceptor;
+use weft_certs::tls;
 use weft_proxy::settings::Settings;
 
 use crate::mesh::{Mesh, Spec, captured, until};
@@ -56,6 +58,71 @@ async fn two_pods_of_one_service_account_never_share_a_tunnel() {
     assert_eq!(mesh.tunnels(0), [1]);
     assert_eq!(mesh.tunnels(1), [1]);
     assert!(mesh.metric(r#"weft_tunnels_open{side="server"}"#, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_comes_to_an_address_gets_tunnels_of_its_own() {
+    let mesh = Mesh::new([captured("client"), captured("server")]).await;
+    let _echo = echo(mesh.host(1).listen(PORT));
+    let to = mesh.host(1).at(PORT);
+    let _first = dial(&mesh, 0, to).await.expect("a connection");
+    // Of the same service account, as a StatefulSet's next.
+    mesh.describe(1, |workload| workload.sandbox = "sandbox-2".to_owned());
+    let _second = dial(&mesh, 0, to).await.expect("a connection");
+    assert_eq!(mesh.tunnels(0), [1, 1]);
+}
+
+/// Serves HBONE as `server`: grants CONNECTs and echoes, but breaks the first connection as soon as
+/// a second CONNECT comes through it.
+async fn breaks_once(mesh: &Mesh, listener: TcpListener) {
+    let server = tls::server_config(mesh.svid("server"), Arc::clone(&mesh.bundle));
+    let acceptor = TlsAcceptor::from(server.expect("a configuration"));
+    for most in [1, usize::MAX] {
+        let (tcp, _) = listener.accept().await.expect("a connection");
+        let tls = acceptor.accept(tcp).await.expect("a handshake");
+        let mut connection = h2::server::handshake(tls).await.expect("HTTP/2");
+        for _ in 0..most {
+            let Some(next) = connection.accept().await else {
+                break;
+            };
+            let (request, mut respond) = next.expect("a request");
+            let granted = http::Response::new(());
+            let mut send = respond.send_response(granted, false).expect("it is sent");
+            let mut body = request.into_body();
+            tokio::spawn(async move {
+                while let Some(Ok(chunk)) = body.data().await {
+                    let _ = body.flow_control().release_capacity(chunk.len());
+                    if send.send_data(chunk, false).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        // The second comes, and is not answered.
+        connection.accept().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_survives_the_tunnel_that_breaks_before_it_stands() {
+    let server = Spec {
+        served: false,
+        ..captured("server")
+    };
+    let mesh = Mesh::new([captured("client"), server]).await;
+    let (_, listeners) = mesh.descriptors(1);
+    let (_, hbone) = listeners.into_iter().nth(2).expect("a listener");
+    let hbone = TcpListener::from_std(hbone.into()).expect("a listener for the runtime");
+    let serving = breaks_once(&mesh, hbone);
+    let dialling = async {
+        let to = mesh.host(1).at(PORT);
+        let _first = dial(&mesh, 0, to).await.expect("a connection");
+        dial(&mesh, 0, to).await.expect("another tunnel");
+    };
+    tokio::select! {
+        () = serving => panic!("it serves as long as it is asked"),
+        () = dialling => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +225,15 @@ async fn removing_a_pod_resets_what_it_has_open() {
     let mut stream = dial(&mesh, 0, mesh.host(1).at(PORT))
         .await
         .expect("a connection");
+    let certificate = || {
+        let metrics = mesh.telemetry.encode();
+        let ends =
+            |line: &str| line.starts_with("weft_certificate_expiry") && line.contains("/sa/server");
+        metrics.lines().any(ends)
+    };
+    assert!(certificate());
     mesh.served.remove("sandbox-server");
+    assert!(!certificate(), "the identity goes with its last pod");
     let read = async { stream.read(&mut [0; 1]).await };
     let read = tokio::time::timeout(Duration::from_secs(5), read).await;
     assert!(read.expect("it is noticed").is_err());

@@ -17,7 +17,12 @@ use hyper_util::{
 use prost::Message;
 use prost_types::Any;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -219,6 +224,7 @@ impl Proxy {
             telemetry: Arc::clone(&telemetry),
             snapshot: Some(snapshot(dir.path())),
             configured: readiness.condition("configuration", "not asked for yet"),
+            synced: watch::Sender::new(false),
         };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(client.run(shutdown.clone()));
