@@ -23,7 +23,8 @@ say "lint"
 scripts/lint.sh || status=1
 
 say "build"
-cargo build --workspace --bins
+# All targets at once: features are then the same as for the tests, and nothing is built twice.
+cargo build --workspace --all-targets
 make --no-print-directory peer
 WEFT_BIN_DIR=$CARGO_TARGET_DIR/debug
 WEFT_PEER=$(make --no-print-directory print-peer)
