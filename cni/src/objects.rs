@@ -74,19 +74,19 @@ pub fn desired(
     namespace_facts: Option<&NamespaceFacts>,
     pod: Option<&PodFacts>,
 ) -> Option<Desired> {
-    let facts = match namespace_facts {
-        Some(facts) if facts.mesh.as_deref() == Some(MESH_ENABLED) => facts,
-        _ => return Some(Desired::default()),
+    let enabled = namespace != SYSTEM_NAMESPACE
+        && namespace_facts.is_some_and(|facts| facts.mesh.as_deref() == Some(MESH_ENABLED));
+    let Some(pod) = pod else {
+        return (!enabled).then(Desired::default);
     };
-    if namespace == SYSTEM_NAMESPACE {
-        return Some(Desired::default());
-    }
-    let pod = pod?;
     let opted_out = pod.mesh.as_deref() == Some(MESH_DISABLED);
-    let mtls = pod.mtls.as_ref().or(facts.mtls.as_ref());
+    let captured = enabled && !opted_out && !pod.host_network;
+    let mtls = pod.mtls.as_ref();
+    let mtls = mtls.or_else(|| namespace_facts.and_then(|facts| facts.mtls.as_ref()));
     Some(Desired {
-        captured: !opted_out && !pod.host_network,
-        strict: mtls.is_some_and(|mode| mode == MTLS_STRICT),
+        captured,
+        strict: captured && mtls.is_some_and(|mode| mode == MTLS_STRICT),
+        // A pod that leaves is served, and probed, to the end.
         service_account: pod.service_account.clone(),
         probe_ports: pod.probe_ports.clone(),
     })

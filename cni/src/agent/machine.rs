@@ -91,10 +91,12 @@ pub(super) enum Event {
 
 /// Where a sandbox begins: `found` says that rules or a report of an earlier agent are there.
 pub(super) fn begin(found: bool, wanted: bool) -> State {
-    let phase = match (wanted, found) {
-        (true, _) => Phase::Listening,
-        (false, true) => Phase::Unreporting,
-        (false, false) => Phase::Out,
+    // What leaves the mesh needs its sockets to the end: a proxy is let in only with them on offer,
+    // and would let go of the pod otherwise, with all that it has open.
+    let phase = if wanted || found {
+        Phase::Listening
+    } else {
+        Phase::Out
     };
     State {
         phase,

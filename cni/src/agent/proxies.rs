@@ -145,8 +145,7 @@ impl Proxies {
     fn why_unserved(&self, sandbox: &str) -> String {
         let inner = self.inner.lock();
         if inner.proxies.is_empty() {
-            return "no proxy is connected to the agent; is weft-proxy running on this node?"
-                .into();
+            return "no proxy is connected to the agent; is weft-proxy running on this node, and has it its configuration (its /ready tells)?".into();
         }
         let refusal = inner.pods.get(sandbox).and_then(|entry| {
             entry.stands.values().find_map(|stand| match stand {

@@ -352,11 +352,20 @@ async fn a_label_that_went_while_the_agent_was_away_is_noticed() {
     drop(proxy);
     node.namespace("shop", json!({}));
     let _agent = node.start().await;
+    // It leaves in order: until then it is served, by proxies that come as well.
+    let mut proxy = Proxy::start(&node.handover(), "p").await;
+    assert!(
+        matches!(proxy.next().await, Message::Add(add) if add.pod.as_ref().unwrap().service_account == "cashier")
+    );
+    assert!(matches!(proxy.next().await, Message::SnapshotSent(_)));
     eventually("report back", async || {
         node.captured("web").await.is_none().then_some(())
     })
     .await;
+    assert_eq!(who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(), "p 1");
     node.acknowledge("web", "sandbox-web").await;
+    assert!(matches!(proxy.next().await, Message::Drain(_)));
+    assert!(matches!(proxy.next().await, Message::Remove(_)));
     node.until_state("web", "out").await;
     assert!(is_clean(&pair));
 }
