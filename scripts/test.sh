@@ -36,8 +36,9 @@ cargo test --workspace --no-fail-fast 2>&1 | tee "$log" || status=1
 say "what stayed behind"
 state >"$after"
 leftovers=0
-if ! diff "$before" "$after"; then
-  echo "the tests left something behind (above: > is what is new)" >&2
+new=$(diff "$before" "$after" | grep '^>' || true)
+if [ -n "$new" ]; then
+  printf '%s\nthe tests left this behind\n' "$new" >&2
   leftovers=1
 fi
 

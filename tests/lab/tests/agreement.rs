@@ -5,7 +5,6 @@
 use std::{fs, path::Path, sync::Arc};
 
 use proptest::prelude::*;
-use prost::Message as _;
 use serde_json::{Value, json};
 use weft_controller::compile::{Settings, World};
 use weft_proxy::{

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use weft_lab_tests::Lab;
+use weft_lab_tests::{Lab, eventually};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 
@@ -36,6 +36,29 @@ fn replicas(version: &str, n: u32) -> String {
     format!("{head}replicas: {n}\n{rest}")
 }
 
+/// Until so many pods of a version are ready, and no more are there.
+fn wait_for_ready(lab: &Lab, version: &str, n: u32) {
+    eventually(Duration::from_secs(30), || {
+        let pods = lab.objects("pods", "shop");
+        let pods = pods
+            .iter()
+            .filter(|p| p["metadata"]["labels"]["version"] == version);
+        let (ready, all) = pods.fold((0, 0), |(ready, all), pod| {
+            let conditions = pod["status"]["conditions"].as_array();
+            let is_ready = conditions
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True");
+            (ready + u32::from(is_ready), all + 1)
+        });
+        if (ready, all) == (n, n) {
+            Ok(())
+        } else {
+            Err(format!("{ready} of {all} pods of {version} are ready"))
+        }
+    });
+}
+
 /// Five standard deviations of a binomial share.
 fn assert_share(what: &str, hits: u64, of: u64, share: f64) {
     let n = of as f64;
@@ -55,7 +78,7 @@ fn ten_thousand_requests_split_as_the_weights_say_while_endpoints_come_and_go() 
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| {
             // Paced, so that it lasts longer than the scaling beside it.
-            let more = ["--rate", "500", "--brief"];
+            let more = ["--rate", "400", "--brief"];
             lab.load("shop/client", "http://checkout/", 10_000, 16, &more)
         });
         for (version, n) in [
@@ -67,6 +90,7 @@ fn ten_thousand_requests_split_as_the_weights_say_while_endpoints_come_and_go() 
             ("v1", 2),
         ] {
             lab.apply(&replicas(version, n)).ok();
+            wait_for_ready(&lab, version, n);
         }
         load.join().expect("the load ends")
     });
