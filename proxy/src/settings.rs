@@ -7,7 +7,7 @@ use weft_api::names::{PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
 /// Limits per pod and times; [`Default`] is what a node runs with.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Captured connections (outbound and inbound plaintext) open at once per pod. Above that,
+    /// Captured connections open at once per pod, outbound and inbound plaintext each. Above that,
     /// new ones wait in the pod's own listening sockets: the pod's clients feel it, others do not.
     /// 10,000 is what a busy ingress pod has; each costs about 10 KiB here and two descriptors.
     pub connections: usize,

@@ -51,7 +51,8 @@ pub struct Pod {
     acceptor: TlsAcceptor,
     connector: Arc<PodConnector>,
     http: Arc<PodHttp>,
-    connections: Arc<Semaphore>,
+    outbound: Arc<Semaphore>,
+    inbound: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     handshakes: Semaphore,
     /// Ends the accept loops of the listeners that are served now.
@@ -104,7 +105,8 @@ impl Pod {
             acceptor: TlsAcceptor::from(server),
             connector,
             http,
-            connections: Arc::new(Semaphore::new(settings.connections)),
+            outbound: Arc::new(Semaphore::new(settings.connections)),
+            inbound: Arc::new(Semaphore::new(settings.connections)),
             tunnels: Arc::new(Semaphore::new(settings.tunnels)),
             handshakes: Semaphore::new(settings.handshakes),
             listening: Mutex::new(CancellationToken::new()),
@@ -146,7 +148,9 @@ impl Pod {
     ) {
         let limit = match kind {
             ListenerKind::InboundHbone => &self.tunnels,
-            _ => &self.connections,
+            // Strangers must not be able to keep the pod from dialling.
+            ListenerKind::InboundPlaintext => &self.inbound,
+            _ => &self.outbound,
         };
         loop {
             // Taken before accepting: beyond the limit, clients wait in the pod's own queue.

@@ -11,6 +11,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use weft_proxy::settings::Settings;
 
 use crate::mesh::{Mesh, captured, outside, reset, seen, until};
 
@@ -43,6 +44,25 @@ async fn a_captured_pod_is_reached_through_a_tunnel_from_the_clients_own_address
     exchange(&mut client, &mut server).await;
     assert_eq!(peer, mesh.host(0).v4);
     assert_eq!(mesh.tunnels(0), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_fill_a_pod_do_not_keep_it_from_dialling() {
+    let settings = Settings {
+        connections: 1,
+        ..Settings::default()
+    };
+    let mesh = Mesh::with(settings, [outside("stranger"), captured("server")]).await;
+    let to = mesh.host(1).at(PORT);
+    let _held = pair(&mesh, 0, to).await;
+    let listener = mesh.host(0).listen(PORT);
+    let dialled =
+        async { tokio::join!(mesh.host(1).dial(mesh.host(0).at(PORT)), listener.accept()) };
+    let (client, accepted) = timeout(Duration::from_secs(5), dialled)
+        .await
+        .expect("it is not kept waiting");
+    client.expect("a connection");
+    accepted.expect("a connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
