@@ -12,7 +12,7 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::{
@@ -37,6 +37,9 @@ use crate::{
 
 /// The biggest response that is read: about 100,000 workloads in one message.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
+/// How long a start waits for what has changed since the snapshot. Meanwhile connections queue; by an
+/// old configuration, what has joined the mesh since would be dialled in plaintext.
+const CATCH_UP: Duration = Duration::from_secs(2);
 /// Requests that wait to be sent: the first four, then one per response.
 const REQUESTS: usize = 8;
 
@@ -106,7 +109,8 @@ pub struct Client {
     pub snapshot: Option<Snapshot>,
     /// Holds once there is a configuration.
     pub configured: Condition,
-    /// The same, for those who wait for it: from then on there always is one.
+    /// For those who need one to serve by: true, and for ever so, once the controller has sent it.
+    /// While the controller is away a snapshot will do.
     pub synced: watch::Sender<bool>,
 }
 
@@ -127,9 +131,16 @@ impl Client {
         {
             session.loaded();
             self.configured.ready();
-            self.synced.send_replace(true);
         }
         let is_synced = self.synced.subscribe();
+        let loaded = session.is_synced();
+        let make_do = async {
+            if loaded {
+                time::sleep(CATCH_UP).await;
+                self.synced.send_replace(true);
+            }
+            std::future::pending().await
+        };
         let save = async {
             if let Some(snapshot) = &self.snapshot {
                 snapshot
@@ -140,6 +151,7 @@ impl Client {
         let stream = async {
             tokio::select! {
                 () = shutdown.cancelled() => {}
+                () = make_do => {}
                 () = self.streams(&mut session) => {}
             }
             self.telemetry.xds_connected(false);
@@ -159,10 +171,12 @@ impl Client {
                         answered = true;
                         tracing::info!("the controller sends configuration");
                     }
-                    if session.is_synced() {
-                        self.configured.ready();
+                    if session.is_fresh() {
                         let first = |was: &mut bool| !std::mem::replace(was, true);
                         self.synced.send_if_modified(first);
+                    }
+                    if session.is_synced() {
+                        self.configured.ready();
                     } else {
                         self.configured.unready(session.missing());
                     }

@@ -28,6 +28,7 @@ pub(super) struct Session {
     state: Arc<State>,
     telemetry: Arc<Telemetry>,
     answered: [bool; Kind::ALL.len()],
+    loaded: bool,
 }
 
 impl Session {
@@ -36,19 +37,25 @@ impl Session {
             state,
             telemetry,
             answered: [false; Kind::ALL.len()],
+            loaded: false,
         }
     }
 
     /// A snapshot stands for a first answer of each type.
     pub(super) fn loaded(&mut self) {
-        self.answered = [true; Kind::ALL.len()];
+        self.loaded = true;
         for kind in Kind::ALL {
             self.telemetry.resources(kind, self.state.count(kind));
         }
     }
 
-    /// Whether there was a whole answer for each type.
+    /// Whether there is something of each type, be it a snapshot's.
     pub(super) fn is_synced(&self) -> bool {
+        self.loaded || self.is_fresh()
+    }
+
+    /// Whether there was a whole answer for each type.
+    pub(super) fn is_fresh(&self) -> bool {
         self.answered.iter().all(|answered| *answered)
     }
 

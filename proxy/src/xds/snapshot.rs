@@ -138,19 +138,22 @@ impl Snapshot {
     ) {
         let mut generation = state.subscribe();
         let mut failing = false;
+        // What is there to save is saved, even if it came with the end.
         tokio::select! {
-            () = shutdown.cancelled() => return,
+            biased;
             // An error: no stream will ever be.
             synced = synced.wait_for(|synced| *synced) => if synced.is_err() {
                 return;
             },
+            () = shutdown.cancelled() => return,
         }
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                biased;
                 changed = generation.changed() => if changed.is_err() {
                     return;
                 },
+                () = shutdown.cancelled() => return,
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}

@@ -201,6 +201,7 @@ pub(super) struct Proxy {
     pub(super) state: Arc<State>,
     pub(super) readiness: Arc<Readiness>,
     pub(super) telemetry: Arc<Telemetry>,
+    pub(super) synced: watch::Receiver<bool>,
     stop: DropGuard,
     task: JoinHandle<()>,
 }
@@ -215,6 +216,7 @@ impl Proxy {
         let uri = format!("https://{controller}").parse().expect("a URI");
         let state = State::new(Locality::default());
         let readiness = Readiness::new();
+        let synced = watch::Sender::new(false);
         let log = AccessLog::open(&Sink::Off).expect("no log");
         let telemetry = Telemetry::new(log);
         let client = Client {
@@ -224,7 +226,7 @@ impl Proxy {
             telemetry: Arc::clone(&telemetry),
             snapshot: Some(snapshot(dir.path())),
             configured: readiness.condition("configuration", "not asked for yet"),
-            synced: watch::Sender::new(false),
+            synced: synced.clone(),
         };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(client.run(shutdown.clone()));
@@ -232,6 +234,7 @@ impl Proxy {
             state,
             readiness,
             telemetry,
+            synced: synced.subscribe(),
             stop: shutdown.drop_guard(),
             task,
         }

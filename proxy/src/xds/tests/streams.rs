@@ -217,6 +217,41 @@ async fn a_proxy_starts_from_its_snapshot_while_the_controller_is_away() {
         .await;
     assert!(proxy.readiness.reasons().is_empty());
     assert_eq!(proxy.metric("weft_xds_connected"), Some(0.0));
+    assert!(
+        !*proxy.synced.borrow(),
+        "the controller may be back at once"
+    );
+    proxy
+        .until("served from the snapshot alone", |p| *p.synced.borrow())
+        .await;
+}
+
+#[tokio::test]
+async fn pods_are_served_by_what_the_controller_says_not_by_an_older_snapshot() {
+    let (dir, ca) = (tempfile::tempdir().expect("a directory"), ca());
+    let mut server = Server::start(&ca).await;
+    let proxy = Proxy::start(&dir, &ca, server.address);
+    let mut stream = server.opened().await;
+    stream.subscriptions().await;
+    answer_all(&mut stream, vec![service("a", "1", 1)]).await;
+    assert!(*proxy.synced.borrow());
+    let snapshot = super::fake::snapshot(dir.path());
+    proxy
+        .until("the snapshot is saved", |_| snapshot.path().exists())
+        .await;
+    proxy.stop().await;
+    drop(stream);
+
+    let proxy = Proxy::start(&dir, &ca, server.address);
+    let mut stream = server.opened().await;
+    stream.subscriptions().await;
+    assert!(proxy.readiness.reasons().is_empty(), "it has the snapshot");
+    stream.acked(Kind::MeshConfig, vec![mesh(&ca)], &[]).await;
+    assert!(!*proxy.synced.borrow());
+    for kind in [Kind::Service, Kind::Workload, Kind::RouteTable] {
+        stream.acked(kind, vec![], &[]).await;
+    }
+    assert!(*proxy.synced.borrow());
 }
 
 #[tokio::test]
