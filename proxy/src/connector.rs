@@ -16,7 +16,7 @@ use weft_certs::SpiffeId;
 use crate::{
     copy::{Copied, TcpSide, copy},
     hbone::{Destination, Lingering, Pool, StreamGuard, TunnelStream},
-    io::{BoxStream, ConnectError, Connector},
+    io::{BoxStream, ConnectError, Connector, Link},
     model::Workload,
     netns::Netns,
     settings::Settings,
@@ -121,15 +121,22 @@ impl PodConnector {
 }
 
 impl Connector for PodConnector {
+    fn sweep(&self) {
+        self.pool.probe();
+    }
+
     fn connect<'a>(
         &'a self,
         to: &'a Workload,
         address: SocketAddr,
-    ) -> BoxFuture<'a, Result<BoxStream, ConnectError>> {
+    ) -> BoxFuture<'a, Result<Link, ConnectError>> {
         async move {
             Ok(match self.open(None, to, address).await? {
-                Upstream::Tcp(stream) => Box::new(stream) as BoxStream,
-                Upstream::Tunnel(stream) => Box::new(Lingering::new(stream)),
+                Upstream::Tcp(stream) => Link::from(Box::new(stream) as BoxStream),
+                Upstream::Tunnel(stream) => Link {
+                    leaving: stream.leaving(),
+                    stream: Box::new(Lingering::new(stream)),
+                },
             })
         }
         .boxed()

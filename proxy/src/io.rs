@@ -2,7 +2,7 @@
 //! HTTP layer gets a new one towards an endpoint. What flows in: a chosen workload and address;
 //! what flows out: a stream, or the reason why there is none.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,8 +17,51 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// Any [`Io`], boxed.
 pub type BoxStream = Box<dyn Io>;
 
+/// A new byte stream, and whether it should be kept for another use.
+pub struct Link {
+    /// The stream.
+    pub stream: BoxStream,
+    /// Tells when it should not.
+    pub leaving: Leaving,
+}
+
+impl From<BoxStream> for Link {
+    fn from(stream: BoxStream) -> Self {
+        Self {
+            stream,
+            leaving: Leaving::default(),
+        }
+    }
+}
+
+/// Whether what a stream travels in takes no new ones any more: its peer drains, and will break off
+/// in the end what is still used then.
+#[derive(Clone, Default)]
+pub struct Leaving(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl Leaving {
+    /// Asks `leaving`, which must be cheap.
+    pub fn new(leaving: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(leaving)))
+    }
+
+    /// Whether it is so now. Never, of a stream that travels in nothing.
+    pub fn is_leaving(&self) -> bool {
+        self.0.as_ref().is_some_and(|leaving| leaving())
+    }
+}
+
+impl std::fmt::Debug for Leaving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Leaving").field(&self.is_leaving()).finish()
+    }
+}
+
 /// Makes connections on behalf of one client pod.
 pub trait Connector: Send + Sync + 'static {
+    /// Called every few seconds: looks which of the streams' ways are leaving.
+    fn sweep(&self) {}
+
     /// A byte stream to `address`, one of the workload's: over HBONE if the workload is captured,
     /// else plaintext; made in the client pod's network namespace. It resolves only once the far
     /// application (or kernel) has accepted, and within the connect timeout.
@@ -26,7 +69,7 @@ pub trait Connector: Send + Sync + 'static {
         &'a self,
         to: &'a Workload,
         address: SocketAddr,
-    ) -> BoxFuture<'a, Result<BoxStream, ConnectError>>;
+    ) -> BoxFuture<'a, Result<Link, ConnectError>>;
 }
 
 /// Why there is no connection. Nothing of the client's bytes has been sent in any of these cases,

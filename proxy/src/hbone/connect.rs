@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use rustls::ClientConfig;
@@ -77,6 +78,13 @@ impl Tunnel {
     pub(super) fn acquire(&self) -> bool {
         let limit = self.limit.min(self.requests.current_max_send_streams());
         self.usage.acquire(limit)
+    }
+
+    /// Closes it to new streams if the peer takes none.
+    pub(super) fn probe(&self) {
+        if let Some(Err(_)) = self.requests.clone().ready().now_or_never() {
+            self.usage.close();
+        }
     }
 
     /// CONNECT to `address`; the stream was counted in by [`Tunnel::acquire`].

@@ -24,7 +24,7 @@ use super::{
     watch as watch_tunnel,
 };
 use crate::{
-    io::ConnectError,
+    io::{ConnectError, Leaving},
     netns::Netns,
     report::{Failure as Reported, Report},
     settings::Settings,
@@ -99,6 +99,11 @@ impl StreamGuard {
     /// For a stream that `usage` has counted.
     pub(super) fn new(usage: Arc<Usage>) -> Self {
         Self(usage)
+    }
+
+    pub(super) fn leaving(&self) -> Leaving {
+        let usage = Arc::clone(&self.0);
+        Leaving::new(move || usage.is_closed())
     }
 }
 
@@ -178,6 +183,15 @@ impl Pool {
                     })?;
                 }
             }
+        }
+    }
+
+    /// Finds out which tunnels' peers have said good-bye, and closes those to new streams. A tunnel
+    /// that nobody opens streams in would not notice.
+    pub fn probe(&self) {
+        let destinations = self.inner.destinations.lock();
+        for tunnel in destinations.values().flat_map(|tunnels| &tunnels.open) {
+            tunnel.probe();
         }
     }
 

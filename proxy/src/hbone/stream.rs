@@ -12,7 +12,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::copy::Duplex;
+use super::StreamGuard;
+use crate::{copy::Duplex, io::Leaving};
 
 /// Most bytes taken from one `write`: one copy is made of them, and a frame is not larger.
 const LARGEST_WRITE: usize = 64 * 1024;
@@ -29,7 +30,14 @@ pub struct TunnelStream<G> {
     /// Our END_STREAM has been sent.
     finished: bool,
     /// Lives as long as the stream: counts it.
-    _guard: G,
+    guard: G,
+}
+
+impl TunnelStream<StreamGuard> {
+    /// Whether its tunnel takes no new streams any more.
+    pub fn leaving(&self) -> Leaving {
+        self.guard.leaving()
+    }
 }
 
 impl<G> TunnelStream<G> {
@@ -40,7 +48,7 @@ impl<G> TunnelStream<G> {
             readable: Bytes::new(),
             unreleased: 0,
             finished: false,
-            _guard: guard,
+            guard,
         }
     }
 

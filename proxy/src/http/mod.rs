@@ -99,6 +99,11 @@ impl PodHttp {
         self.pools.connections()
     }
 
+    /// Ends connections to backends as soon as they carry nothing.
+    pub fn drain(&self) {
+        self.pools.drain();
+    }
+
     /// Serves a captured connection to an HTTP port of a Service until it ends. Which routes apply
     /// is asked anew for each request. On `drain`, open requests are finished, HTTP/2 clients are
     /// told to go away, and HTTP/1 connections end with their next response.

@@ -227,6 +227,7 @@ impl Pod {
     /// Ends everything in order: GOAWAY, `connection: close`; byte streams go on.
     pub fn start_draining(&self) {
         self.drain.cancel();
+        self.http.drain();
     }
 
     /// Ready once nothing of the pod is open any more.

@@ -327,6 +327,27 @@ async fn a_request_that_comes_as_draining_begins_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn draining_keeps_no_connection_to_a_backend() {
+    let mesh = Mesh::new();
+    mesh.named("one", 1);
+    mesh.backend("two", 2, true, |_| async { text("two") });
+    let backends = || vec![rule([to("one")]), rule([h2c("two")])];
+    for backend in backends() {
+        mesh.route(backend);
+        mesh.get("/").await;
+    }
+    assert_eq!(mesh.pod.backend_connections(), 2);
+    mesh.pod.drain();
+    assert_eq!(mesh.pod.backend_connections(), 0);
+    for backend in backends() {
+        mesh.route(backend);
+        assert_eq!(mesh.get("/").await.status, 200, "stragglers are served");
+    }
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(mesh.pod.backend_connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn draining_finishes_what_is_open() {
     let mesh = Mesh::new();
     for (service, octet, http2) in [("one", 1, false), ("two", 2, true)] {

@@ -29,7 +29,7 @@ use weft_api::config::{
 
 use crate::{
     http::{HttpLimits, PodHttp},
-    io::{BoxStream, ConnectError, Connector},
+    io::{BoxStream, ConnectError, Connector, Link},
     model::{Client, Locality, Workload},
     state::{Delta, Kind, Resource, State, Target},
     telemetry::{AccessLog, Sink, Telemetry},
@@ -57,14 +57,14 @@ impl Connector for Network {
         &'a self,
         _to: &'a Workload,
         address: SocketAddr,
-    ) -> BoxFuture<'a, Result<BoxStream, ConnectError>> {
+    ) -> BoxFuture<'a, Result<Link, ConnectError>> {
         self.connects.fetch_add(1, Ordering::Relaxed);
         let accept = self.endpoints.lock().get(&address).cloned();
         Box::pin(async move {
             let accept = accept.ok_or(ConnectError::Refused(address))?;
             let (near, far) = duplex(PIPE);
             accept(far);
-            Ok(Box::new(near) as BoxStream)
+            Ok(Link::from(Box::new(near) as BoxStream))
         })
     }
 }

@@ -10,7 +10,10 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::Destination;
-use crate::{http::body::RequestBody, io::ConnectError};
+use crate::{
+    http::body::RequestBody,
+    io::{ConnectError, Leaving},
+};
 
 /// Idle connections.
 pub(super) struct Http1Pool {
@@ -20,6 +23,7 @@ pub(super) struct Http1Pool {
 
 struct Idle {
     sender: SendRequest<RequestBody>,
+    leaving: Leaving,
     since: Instant,
 }
 
@@ -28,6 +32,7 @@ pub(crate) struct Http1Lease {
     pub(crate) sender: SendRequest<RequestBody>,
     /// It has carried requests before.
     pub(crate) reused: bool,
+    leaving: Leaving,
     pool: Weak<Http1Pool>,
 }
 
@@ -45,11 +50,11 @@ impl Http1Pool {
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
-            if idle[at].sender.is_closed() {
+            if idle[at].sender.is_closed() || idle[at].leaving.is_leaving() {
                 idle.remove(at);
             } else if idle[at].sender.is_ready() {
-                let sender = idle.remove(at).sender;
-                return Some(self.leased(sender, true));
+                let found = idle.remove(at);
+                return Some(self.leased(found.sender, found.leaving, true));
             }
             // Else its last exchange is being wound up: it will be ready in a moment.
         }
@@ -60,10 +65,10 @@ impl Http1Pool {
         self: &Arc<Self>,
         to: &Destination,
     ) -> Result<Http1Lease, ConnectError> {
-        let stream = to.connector.connect(&to.workload, to.address).await?;
+        let link = to.connector.connect(&to.workload, to.address).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(to.limits.header_bytes)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(link.stream))
             .await
             .map_err(|error| ConnectError::Io(to.address, error.to_string()))?;
         let address = to.address;
@@ -72,13 +77,19 @@ impl Http1Pool {
                 debug!(%address, %error, "HTTP/1.1 connection to a backend ended");
             }
         });
-        Ok(self.leased(sender, false))
+        Ok(self.leased(sender, link.leaving, false))
     }
 
-    fn leased(self: &Arc<Self>, sender: SendRequest<RequestBody>, reused: bool) -> Http1Lease {
+    fn leased(
+        self: &Arc<Self>,
+        sender: SendRequest<RequestBody>,
+        leaving: Leaving,
+        reused: bool,
+    ) -> Http1Lease {
         Http1Lease {
             sender,
             reused,
+            leaving,
             pool: Arc::downgrade(self),
         }
     }
@@ -86,7 +97,10 @@ impl Http1Pool {
     /// Drops what is closed or idle since `before`; returns how many stay.
     pub(super) fn sweep(&self, before: Option<Instant>) -> usize {
         let mut idle = self.idle.lock();
-        idle.retain(|it| !it.sender.is_closed() && before.is_none_or(|before| it.since > before));
+        idle.retain(|it| {
+            let rested = before.is_some_and(|before| it.since <= before);
+            !rested && !it.sender.is_closed() && !it.leaving.is_leaving()
+        });
         idle.len()
     }
 }
@@ -97,13 +111,14 @@ impl Http1Lease {
         let Some(pool) = self.pool.upgrade() else {
             return;
         };
-        if self.sender.is_closed() {
+        if self.sender.is_closed() || self.leaving.is_leaving() {
             return;
         }
         let mut idle = pool.idle.lock();
         if idle.len() < pool.limit {
             idle.push(Idle {
                 sender: self.sender,
+                leaving: self.leaving,
                 since: Instant::now(),
             });
         }

@@ -24,7 +24,10 @@ use tokio::{sync::watch, time::Instant};
 use tracing::debug;
 
 use super::Destination;
-use crate::{http::body::RequestBody, io::ConnectError};
+use crate::{
+    http::body::RequestBody,
+    io::{ConnectError, Leaving},
+};
 
 /// Frames to a backend: what most read at once.
 const FRAME: u32 = 16 * 1024;
@@ -49,6 +52,7 @@ struct Connection {
     room: AtomicUsize,
     /// It takes no new streams: closed, broken or going away.
     closed: AtomicBool,
+    leaving: Leaving,
     idle_since: Mutex<Instant>,
 }
 
@@ -127,7 +131,7 @@ impl Http2Pool {
 async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
     let broken = |error: h2::Error| ConnectError::Io(to.address, error.to_string());
     let limits = &to.limits;
-    let stream = to.connector.connect(&to.workload, to.address).await?;
+    let link = to.connector.connect(&to.workload, to.address).await?;
     let (sender, mut driver) = h2::client::Builder::new()
         .initial_window_size(limits.backend_stream_window)
         .initial_connection_window_size(limits.backend_connection_window)
@@ -135,7 +139,7 @@ async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
         .max_frame_size(FRAME)
         .max_send_buffer_size(limits.send_buffer)
         .enable_push(false)
-        .handshake::<_, Bytes>(stream)
+        .handshake::<_, Bytes>(link.stream)
         .await
         .map_err(broken)?;
     let most = limits.backend_streams;
@@ -144,6 +148,7 @@ async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
         streams: AtomicUsize::new(0),
         room: AtomicUsize::new(driver.max_concurrent_send_streams().min(most)),
         closed: AtomicBool::new(false),
+        leaving: link.leaving,
         idle_since: Mutex::new(Instant::now()),
     });
     let address = to.address;
@@ -180,7 +185,7 @@ impl Connection {
     }
 
     fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+        self.closed.load(Ordering::Relaxed) || self.leaving.is_leaving()
     }
 }
 

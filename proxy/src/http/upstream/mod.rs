@@ -8,7 +8,15 @@
 mod http1;
 mod http2;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
@@ -34,6 +42,7 @@ pub(super) struct Pools {
     connector: Arc<dyn Connector>,
     limits: HttpLimits,
     endpoints: Mutex<HashMap<Key, Arc<Endpoint>, RandomState>>,
+    draining: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,7 +92,18 @@ impl Pools {
             connector,
             limits,
             endpoints: Mutex::default(),
+            draining: AtomicBool::new(false),
         }
+    }
+
+    /// From now on connections carry what they carry, and are not kept for more.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.endpoints.lock().clear();
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// A connection to the picked endpoint; `fresh` asks for one that has carried nothing yet.
@@ -126,7 +146,12 @@ impl Pools {
             connections: if http2 {
                 Connections::Http2(Arc::default())
             } else {
-                Connections::Http1(Arc::new(Http1Pool::new(self.limits.idle_connections)))
+                let keep = if self.is_draining() {
+                    0
+                } else {
+                    self.limits.idle_connections
+                };
+                Connections::Http1(Arc::new(Http1Pool::new(keep)))
             },
         });
         endpoints.insert(key, Arc::clone(&endpoint));
@@ -136,7 +161,13 @@ impl Pools {
     /// Closes what has been idle for too long or leads to a workload that is gone or has changed.
     /// Requests under way finish.
     pub(super) fn sweep(&self, state: &State) {
-        let before = Instant::now().checked_sub(self.limits.idle);
+        self.connector.sweep();
+        let now = Instant::now();
+        let before = if self.is_draining() {
+            Some(now)
+        } else {
+            now.checked_sub(self.limits.idle)
+        };
         let mut endpoints = self.endpoints.lock();
         endpoints.retain(|_, endpoint| {
             let connections = match &endpoint.connections {
