@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use weft_api::names::{
     ANNOTATION_CAPTURED, CONDITION_CAPTURED, LABEL_MESH, LABEL_MTLS, MESH_DISABLED, MESH_ENABLED,
-    MTLS_STRICT, SYSTEM_NAMESPACE,
+    MTLS_PERMISSIVE, SYSTEM_NAMESPACE,
 };
 use weft_source::{Event, Object, ObjectKey};
 
@@ -85,7 +85,8 @@ pub fn desired(
     let mtls = mtls.or_else(|| namespace_facts.and_then(|facts| facts.mtls.as_ref()));
     Some(Desired {
         captured,
-        strict: captured && mtls.is_some_and(|mode| mode == MTLS_STRICT),
+        // A value that nobody knows is taken for the safe one, as the controller takes it.
+        strict: captured && mtls.is_some_and(|mode| mode != MTLS_PERMISSIVE),
         // A pod that leaves is served, and probed, to the end.
         service_account: pod.service_account.clone(),
         probe_ports: pod.probe_ports.clone(),

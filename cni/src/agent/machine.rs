@@ -81,6 +81,9 @@ pub(super) struct State {
 pub(super) enum Event {
     /// Whether it should be in the mesh, as labels say now.
     Wanted(bool),
+    /// The API no longer says that the sandbox is captured, though it is: somebody took the
+    /// annotation away, and proxies elsewhere would dial the pod in plaintext.
+    ReportLost,
     /// The runtime removes the sandbox, or its namespace has vanished.
     Deleted,
     /// The phase's work is done.
@@ -116,6 +119,11 @@ pub(super) fn next(mut state: State, event: Event) -> State {
             state.wanted = wanted;
             if state.phase.is_interruptible() && !state.deleted {
                 state.phase = after_change(state);
+            }
+        }
+        Event::ReportLost => {
+            if state.phase == Phase::In {
+                state.phase = Phase::Reporting;
             }
         }
         Event::Deleted => {

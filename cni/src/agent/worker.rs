@@ -222,6 +222,7 @@ impl Worker {
                         if !self.pod.netns.is_still_there() && !self.view.state.deleted {
                             self.vanish();
                         }
+                        self.look_at_report();
                     }
                 }
             }
@@ -295,6 +296,7 @@ impl Worker {
         let Some(desired) = self.context.desired(&self.pod.sandbox) else {
             return;
         };
+        self.look_at_report();
         let before = self.pod.desired.lock().replace(desired.clone());
         if self.view.decided && before.as_ref() == Some(&desired) {
             return;
@@ -306,6 +308,17 @@ impl Worker {
             self.context.proxies.update(self.pod.handover_pod());
         }
         self.happen(Event::Wanted(desired.captured));
+    }
+
+    /// Somebody may have taken the annotation away.
+    fn look_at_report(&mut self) {
+        let sandbox = &self.pod.sandbox;
+        let lost = self.context.facts(sandbox, |facts| {
+            facts.captured.as_ref() != Some(&sandbox.container_id)
+        });
+        if self.view.state.phase == Phase::In && lost == Some(true) {
+            self.happen(Event::ReportLost);
+        }
     }
 
     fn vanish(&mut self) {

@@ -28,6 +28,7 @@ fn the_namespaces_label_puts_pods_in_and_the_pods_own_takes_it_out() {
         ("shop", ("enabled", ""), ("enabled", ""), true, false),
         ("shop", ("", ""), ("enabled", ""), false, false),
         ("shop", ("enabled", "strict"), ("", ""), true, true),
+        ("shop", ("enabled", "strikt"), ("", ""), true, true),
         (
             "shop",
             ("enabled", "strict"),

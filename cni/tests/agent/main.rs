@@ -7,6 +7,7 @@ mod harness;
 mod proxy;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -154,6 +155,41 @@ async fn running_pods_join_and_leave_with_the_label_in_the_documented_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_somebody_takes_away_is_written_again() {
+    let (node, pair) = (Node::new(), Pair::new());
+    node.namespace("shop", enabled());
+    node.pod("web", json!({}));
+    let _agent = node.start().await;
+    let _proxy = Proxy::start(&node.handover(), "p").await;
+    assert!(node.add("web", &pair).await.0);
+    let reported = async || node.captured("web").await;
+    eventually("the report", reported).await;
+    node.until_state("web", "in").await;
+    let key = weft_cni::objects::pod_key("shop", "web");
+    let set = async |value: Option<&str>| {
+        let value = value.map(str::to_owned);
+        let annotations = BTreeMap::from([("weft.dev/captured".to_owned(), value)]);
+        node.writer.annotate(&key, annotations).await.unwrap();
+    };
+    // A watch shows nothing of what is written and taken away within an instant: then once more.
+    eventually("the report again", async || {
+        set(Some("sandbox-web")).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        set(None).await;
+        let again = async {
+            while reported().await.is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(1), again)
+            .await
+            .ok()
+    })
+    .await;
+    node.until_state("web", "in").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_opts_out_and_in_by_its_own_label_and_its_mode_is_told() {
     let (node, pair) = (Node::new(), Pair::new());
     node.namespace("shop", enabled());
@@ -295,6 +331,8 @@ async fn an_agent_that_starts_while_the_api_is_away_serves_its_pods_as_before() 
     };
     node.until_state("web", "in").await;
     agent.stop().await;
+    // Its sockets would go on answering beside the next one's.
+    proxy.stop().await;
 
     api.watched.send_replace(false);
     let _agent = node.start().await;

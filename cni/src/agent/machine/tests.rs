@@ -105,6 +105,11 @@ fn single_steps_are_as_tabled() {
         (state(Releasing, false, true), Wanted(true), Releasing),
         (state(Draining, false, false), Wanted(true), Draining),
         (state(Removing, true, false), Done, Listening),
+        // Somebody took the annotation away: it is written again, but not while leaving.
+        (state(In, true, true), ReportLost, Reporting),
+        (state(Unreporting, false, true), ReportLost, Unreporting),
+        (state(Draining, false, false), ReportLost, Draining),
+        (state(Out, false, false), ReportLost, Out),
         // What fails is tried again.
         (state(Listening, true, false), Failed, Listening),
         (state(Offering, true, false), Failed, Offering),
