@@ -211,7 +211,9 @@ impl Routing {
         };
         let in_force = in_force.and_then(|route| Some((route, self.resolved.get(key)?)));
         match (&entry.refusal, in_force) {
-            (Some(refusal), _) => status::of_refusal(refusal, in_force, fate),
+            (Some(refusal), _) => {
+                status::of_refusal(refusal, in_force.map(|(route, _)| route), fate)
+            }
             (None, Some((route, resolved))) => status::of_route(route, resolved, fate),
             (None, None) => RouteStatus {
                 generation: 0,

@@ -157,12 +157,12 @@ pub(super) fn of_route<'a>(
 /// The status of a version that can't be used, beside the one that stays in force.
 pub(super) fn of_refusal<'a>(
     refusal: &Refusal,
-    in_force: Option<(&Route, &Resolved)>,
+    in_force: Option<&Route>,
     fate: impl Fn(usize) -> Option<&'a Fate>,
 ) -> RouteStatus {
     let last = in_force.map_or_else(
         || "no earlier version is known, so the route has no effect".to_owned(),
-        |(route, _)| {
+        |route| {
             format!(
                 "the version of generation {} stays in force",
                 route.generation
@@ -171,23 +171,22 @@ pub(super) fn of_refusal<'a>(
     );
     let message = format!("this version can't be used: {}; {last}", refusal.error);
     let old = in_force
-        .map(|(route, _)| route.parents.as_slice())
+        .map(|route| route.parents.as_slice())
         .unwrap_or_default();
     let new = refusal
         .parents
         .iter()
         .filter(|new| !old.iter().any(|old| old.raw == new.raw));
     let entry = |parent: &ParentRef, tables| {
-        let mut conditions = vec![condition(
-            "Accepted",
-            false,
-            "UnsupportedValue",
-            message.clone(),
-        )];
-        conditions.extend(in_force.map(|(_, resolved)| resolved_refs(resolved)));
+        // Whether the references of this version resolve can't be told: no `ResolvedRefs`.
         ParentStatus {
             parent_ref: parent.raw.clone(),
-            conditions,
+            conditions: vec![condition(
+                "Accepted",
+                false,
+                "UnsupportedValue",
+                message.clone(),
+            )],
             tables,
         }
     };

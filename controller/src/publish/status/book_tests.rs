@@ -153,6 +153,16 @@ fn a_route_is_programmed_once_every_proxy_has_acknowledged_it() {
 }
 
 #[test]
+fn a_version_that_was_refused_is_never_programmed_though_an_earlier_one_is_in_force() {
+    let mut desk = Desk::new();
+    let route = key("HTTPRoute", "r");
+    let refused = status(2, false, &["ns/s/80"]);
+    desk.book.set_route(&route, Some(refused));
+    let programmed = desk.condition("t1", CONDITION_PROGRAMMED);
+    assert_eq!(programmed[..2], ["False", "LastGoodInForce"]);
+}
+
+#[test]
 fn a_status_says_what_the_user_wrote_and_what_it_is_about() {
     let mut desk = Desk::new();
     let route = key("HTTPRoute", "r");

@@ -22,7 +22,22 @@ pub(super) fn parent(
         .iter()
         .find(same)
         .and_then(|entry| entry.get("conditions")?.as_array());
-    let programmed = standing.map(programmed);
+    let refused = status
+        .conditions
+        .iter()
+        .any(|c| c.type_ == "Accepted" && !c.status);
+    let programmed = standing.map(|standing| match refused {
+        // Its tables are those of an earlier version: of this one nothing is programmed.
+        true => Condition {
+            type_: CONDITION_PROGRAMMED.into(),
+            status: false,
+            reason: "LastGoodInForce".into(),
+            message:
+                "this version is not in force; the condition Accepted says why, and which one is"
+                    .into(),
+        },
+        false => programmed(standing),
+    });
     let conditions: Vec<Value> = status
         .conditions
         .iter()
