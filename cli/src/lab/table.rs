@@ -89,17 +89,20 @@ pub(crate) fn routes(rows: &[RouteRow]) -> String {
     }
     let mut out = text(&table);
     for route in rows {
-        for condition in [&route.accepted, &route.resolved, &route.programmed] {
-            if condition.status == "False" {
-                let _ = writeln!(
-                    out,
-                    "  {}/{}: {}: {}",
-                    route.kind.to_lowercase(),
-                    route.name,
-                    condition.reason,
-                    condition.message
-                );
-            }
+        let bad = [&route.accepted, &route.resolved, &route.programmed];
+        let bad = bad
+            .into_iter()
+            .filter(|condition| condition.status == "False");
+        let partly = Some(&route.partially_invalid).filter(|condition| condition.status == "True");
+        for condition in bad.chain(partly) {
+            let _ = writeln!(
+                out,
+                "  {}/{}: {}: {}",
+                route.kind.to_lowercase(),
+                route.name,
+                condition.reason,
+                condition.message
+            );
         }
     }
     out
@@ -288,5 +291,25 @@ mod tests {
         assert_eq!(lines[1][lines[1].len() - 2..], ["in", "spiffe://x"]);
         assert_eq!(lines[2][lines[2].len() - 2..], ["-", "-"]);
         assert!(!pods(&[pod("a", true)], false).contains("spiffe"));
+    }
+
+    #[test]
+    fn a_route_tells_what_of_it_is_not_in_force() {
+        let condition = |status: &str, reason: &str, message: &str| Condition {
+            status: status.into(),
+            reason: reason.into(),
+            message: message.into(),
+        };
+        let row = RouteRow {
+            accepted: condition("True", "Accepted", "attached"),
+            partially_invalid: condition("True", "UnsupportedValue", "Dropped Rule rules[0]"),
+            ..RouteRow::default()
+        };
+        let text = routes(&[row]);
+        assert!(
+            text.contains("UnsupportedValue: Dropped Rule rules[0]"),
+            "{text}"
+        );
+        assert!(!text.contains("attached"), "{text}");
     }
 }

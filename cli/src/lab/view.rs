@@ -77,6 +77,8 @@ pub(crate) struct RouteRow {
     pub(crate) accepted: Condition,
     pub(crate) resolved: Condition,
     pub(crate) programmed: Condition,
+    /// What of the route is not in force as it is written; empty if all is.
+    pub(crate) partially_invalid: Condition,
 }
 
 /// A condition that speaks of the object's present generation; empty if there is none.
@@ -197,6 +199,7 @@ pub(crate) fn route_rows(route: &Value) -> Vec<RouteRow> {
                 accepted: condition("Accepted"),
                 resolved: condition("ResolvedRefs"),
                 programmed: condition(CONDITION_PROGRAMMED),
+                partially_invalid: condition("PartiallyInvalid"),
             }
         })
         .collect()
