@@ -79,6 +79,20 @@ async fn idle_connections_are_closed_after_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_in_use_while_idle_ones_are_looked_for_is_kept() {
+    let mesh = Mesh::new();
+    mesh.backend("one", 1, false, |_| async {
+        sleep(Duration::from_secs(12)).await;
+        text("late")
+    });
+    mesh.route(rule([to("one")]));
+    for _ in 0..3 {
+        assert_eq!(mesh.get("/").await.body, "late");
+    }
+    assert_eq!(mesh.connects(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn connections_to_an_endpoint_that_is_gone_are_closed_soon() {
     let mesh = Mesh::new();
     mesh.named("one", 1);

@@ -171,7 +171,8 @@ impl Pools {
         let mut endpoints = self.endpoints.lock();
         endpoints.retain(|_, endpoint| {
             let connections = match &endpoint.connections {
-                Connections::Http1(pool) => pool.sweep(before),
+                // Those on lease, which hold the pool weakly, are to come back to it.
+                Connections::Http1(pool) => pool.sweep(before) + Arc::weak_count(pool),
                 Connections::Http2(pool) => pool.sweep(before),
             };
             state.is_current(&endpoint.to.workload)
