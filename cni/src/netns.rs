@@ -115,6 +115,11 @@ impl NetNs {
         })
     }
 
+    /// Whether a descriptor is one of this namespace.
+    pub fn is(&self, descriptor: BorrowedFd<'_>) -> bool {
+        rustix::fs::fstat(descriptor).is_ok_and(|stat| Id(stat.st_dev, stat.st_ino) == self.id)
+    }
+
     /// Whether the path that it was opened by still leads to it.
     pub fn is_still_there(&self) -> bool {
         identify(&self.path) == Some(self.id)

@@ -1,26 +1,27 @@
 //! The agent's side of pods. In flow pods with their descriptors and what becomes of them; out
 //! flow acknowledgements, each once the pod is really served, drained or gone.
 //!
-//! While the agent is away all goes on as it is; when it is back it sends everything again, and
-//! what it no longer has is dropped at the end of that.
+//! While the agent is away all goes on as it is; when it is back it is given the descriptors that
+//! are held here, so that it goes on with the same sockets. It sends everything again, and what it
+//! no longer has is dropped at the end of that.
 //!
 //! The agent is not dialled before the configuration is whole: a pod that was served without it
 //! would pass its traffic on in plaintext, for every destination would look like one outside the
 //! mesh. New pods are not let start meanwhile, and connections of those that run wait.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_api::handover::{
-    Ack, AddPod, DrainPod, Drained, FromAgent, FromProxy, Hello, ListenerKind, UpdatePod,
+    Ack, AddPod, DrainPod, Drained, FromAgent, FromProxy, Held, Hello, ListenerKind, UpdatePod,
     from_agent, from_proxy,
 };
 use weft_handover::{Connection, HandoverError};
 
 use crate::{
     admin::Condition,
-    pods::{Info, Pod, PodError, Pods},
+    pods::{HeldPod, Info, Pod, PodError, Pods},
     state::State,
 };
 
@@ -28,8 +29,9 @@ use crate::{
 const PROTOCOL: u32 = 1;
 /// First wait until the agent is dialled again, and the longest: it is on this node, and pods
 /// wait for it.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(3);
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+/// Much shorter than an agent that has restarted waits for its sockets.
+const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
 
 /// The client of the agent. [`Handover::run`] is its life; it belongs on the data path's
 /// runtime, where the pods' sockets are to be served.
@@ -99,12 +101,22 @@ impl Handover {
         &self,
         connection: Arc<Connection>,
     ) -> Result<std::convert::Infallible, Ended> {
+        let held: Vec<_> = self
+            .pods
+            .all()
+            .iter()
+            .filter_map(|pod| pod.held())
+            .collect();
         let hello = Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.incarnation.clone(),
+            held: u32::try_from(held.len()).unwrap_or(u32::MAX),
         };
         send(&connection, from_proxy::Message::Hello(hello)).await?;
+        for pod in held {
+            give_back(&connection, pod).await?;
+        }
         let trust_domain = Arc::clone(&self.state.mesh().trust_domain);
         let mut changes = self.state.subscribe();
         let mut sent = HashSet::new();
@@ -232,6 +244,26 @@ async fn acknowledge(connection: &Connection, seq: u64, outcome: Result<(), PodE
     let ack = from_proxy::Message::Ack(Ack { seq, error });
     // Fails only if the agent has gone; it will send everything again.
     let _ = send(connection, ack).await;
+}
+
+/// Gives the agent what it may have lost: it knows what it has.
+async fn give_back(connection: &Connection, pod: HeldPod) -> Result<(), HandoverError> {
+    let held = Held {
+        sandbox: pod.sandbox,
+        listeners: pod
+            .listeners
+            .iter()
+            .map(|(kind, _)| (*kind).into())
+            .collect(),
+    };
+    let message = FromProxy {
+        message: Some(from_proxy::Message::Held(held)),
+    };
+    let listeners = pod.listeners.iter().map(|(_, listener)| listener.as_fd());
+    let descriptors: Vec<_> = std::iter::once(pod.netns.descriptor())
+        .chain(listeners)
+        .collect();
+    connection.send(&message, &descriptors).await
 }
 
 async fn send(connection: &Connection, message: from_proxy::Message) -> Result<(), HandoverError> {

@@ -8,7 +8,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock},
 };
 
@@ -37,6 +37,11 @@ impl Netns {
         Self {
             descriptor: Arc::new(descriptor),
         }
+    }
+
+    /// The descriptor, for the agent that may have lost its own.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     /// Runs `make` inside the namespace, on this thread.

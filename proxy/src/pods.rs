@@ -16,7 +16,7 @@ use crate::{
 
 mod pod;
 
-pub use pod::Pod;
+pub use pod::{HeldPod, Pod};
 
 /// What all pods of the node share.
 pub struct Node {

@@ -8,6 +8,7 @@ mod machine;
 mod node;
 mod proxies;
 mod report;
+mod returned;
 mod serve;
 mod watch;
 mod worker;
@@ -34,12 +35,16 @@ use self::{
     worker::{Handle, PodContext},
 };
 use crate::{
+    listeners::Listeners,
     netns::{NetNs, NetNsError},
     objects::{Acknowledged, Desired, Objects, PodFacts, desired, namespace_key, pod_key},
-    protocol,
+    protocol, rules,
     sandbox::{Sandbox, Store},
 };
 
+/// How long a start waits for proxies to give the sockets of captured pods back. A proxy dials
+/// several times a second; one that can't give them back is made do without.
+const RETURN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a start waits for the sockets of captured pods before it lets proxies in: a snapshot
 /// without them would have the proxies let go of the pods.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -133,13 +138,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     });
     let work = async {
         let watching = tokio::spawn(watch::run(context.clone()));
+        let listener = Listener::bind(&protocol::handover_path(&config.run_dir))?;
+        let handover = tokio::spawn(context.proxies.clone().serve(listener));
         context.restore(config.sync_timeout).await;
+        context.proxies.let_in();
         if config.node_rules {
             // Not before the captured pods are known: their probes must not fail meanwhile.
             tokio::spawn(context.probed.clone().run());
         }
-        let listener = Listener::bind(&protocol::handover_path(&config.run_dir))?;
-        let handover = tokio::spawn(context.proxies.clone().serve(listener));
         info!(node = context.node, "ready");
         serve::run(context.clone(), socket).await;
         watching.abort();
@@ -165,7 +171,7 @@ impl Context {
                 "the source of objects has not been read in time; captured pods stay as they are until it is"
             );
         }
-        let mut captured = Vec::new();
+        let mut sandboxes = Vec::new();
         for record in self.store.list() {
             let sandbox = match record {
                 Ok(sandbox) => sandbox,
@@ -174,8 +180,8 @@ impl Context {
                     continue;
                 }
             };
-            match self.take_up(sandbox.clone()) {
-                Ok(handle) => captured.push(handle),
+            match NetNs::open(&sandbox.netns) {
+                Ok(netns) => sandboxes.push((sandbox, netns)),
                 Err(NetNsError::Gone(_)) => {
                     info!(
                         pod = sandbox.pod_name(),
@@ -189,8 +195,30 @@ impl Context {
                 Err(error) => warn!(pod = sandbox.pod_name(), %error, "a sandbox is passed over"),
             }
         }
+        let has_rules = |netns: &NetNs| rules::inspect(netns).is_ok_and(|found| found.is_some());
+        let captured: Vec<_> = sandboxes
+            .iter()
+            .filter(|(_, netns)| has_rules(netns))
+            .map(|(sandbox, _)| sandbox.container_id.clone())
+            .collect();
+        let returns = self.proxies.returns();
+        returns.wait(&captured, RETURN_PATIENCE).await;
+        let mut returned = 0;
+        let mut handles = Vec::new();
+        for (sandbox, netns) in sandboxes {
+            let listeners = returns.take(&sandbox.container_id, &sandbox.pod_name(), &netns);
+            returned += usize::from(listeners.is_some());
+            handles.push(self.take_up(sandbox, netns, listeners));
+        }
+        returns.close();
+        if !captured.is_empty() {
+            info!(
+                captured = captured.len(),
+                returned, "pods are taken up; the rest get new listening sockets"
+            );
+        }
         let restored = async {
-            for mut handle in captured {
+            for mut handle in handles {
                 let has_sockets = |view: &worker::View| {
                     view.tried || !matches!(view.state.phase, Phase::Listening)
                 };
@@ -202,14 +230,19 @@ impl Context {
         }
     }
 
-    /// Starts a sandbox's worker.
-    fn take_up(self: &Arc<Self>, sandbox: Sandbox) -> Result<Handle, NetNsError> {
+    /// Starts a sandbox's worker, with the sockets that it has already, if it has.
+    fn take_up(
+        self: &Arc<Self>,
+        sandbox: Sandbox,
+        netns: NetNs,
+        listeners: Option<Listeners>,
+    ) -> Handle {
+        // Held until it is inserted: a worker that ends at once takes itself out.
         let mut workers = self.workers.lock();
-        let netns = NetNs::open(&sandbox.netns)?;
         let id = sandbox.container_id.clone();
-        let handle = worker::spawn(self.clone(), sandbox, netns);
+        let handle = worker::spawn(self.clone(), sandbox, netns, listeners);
         workers.insert(id, handle.clone());
-        Ok(handle)
+        handle
     }
 
     /// The sandbox's worker if it may go on as it is.

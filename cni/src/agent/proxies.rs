@@ -23,6 +23,7 @@ use weft_api::handover::{
     AddPod, DrainPod, Hello, Pod, RemovePod, SnapshotSent, UpdatePod, from_agent,
 };
 
+use super::returned::Returns;
 use crate::{listeners::Listeners, netns::NetNs, protocol::ProxyStatus};
 
 /// What a proxy needs to serve a pod.
@@ -88,6 +89,9 @@ pub(super) struct Proxies {
     inner: Mutex<Inner>,
     /// Rises with each change that somebody may wait for.
     changed: watch::Sender<u64>,
+    returns: Returns,
+    /// Whether the pods of a former agent are on offer, so that a snapshot lacks none.
+    complete: watch::Sender<bool>,
 }
 
 impl Default for Proxies {
@@ -95,11 +99,23 @@ impl Default for Proxies {
         Self {
             inner: Mutex::default(),
             changed: watch::Sender::new(0),
+            returns: Returns::default(),
+            complete: watch::Sender::new(false),
         }
     }
 }
 
 impl Proxies {
+    /// What proxies give back when they connect.
+    pub(super) fn returns(&self) -> &Returns {
+        &self.returns
+    }
+
+    /// Everything is on offer: proxies that have connected get it now.
+    pub(super) fn let_in(&self) {
+        self.complete.send_replace(true);
+    }
+
     /// Offers a pod to all proxies, those to come included; one on offer already is offered again
     /// to those that don't serve it.
     pub(super) fn offer(&self, offer: Offer) {

@@ -17,6 +17,7 @@ use super::{
     worker::{Handle, View, in_pod},
 };
 use crate::{
+    netns::NetNs,
     objects::is_exempt,
     protocol::{MAX_LINE, Request, Response, Status, socket_path},
     rules,
@@ -200,10 +201,11 @@ async fn start(context: &Arc<Context>, sandbox: Sandbox) -> Result<Handle, Respo
             message,
         });
     }
-    context.take_up(sandbox).map_err(|error| Response::Failed {
+    let netns = NetNs::open(&sandbox.netns).map_err(|error| Response::Failed {
         retry: false,
         message: format!("pod {name}: {error}"),
-    })
+    })?;
+    Ok(context.take_up(sandbox, netns, None))
 }
 
 async fn remove(context: &Context, which: impl Fn(&str) -> bool) {

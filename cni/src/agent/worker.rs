@@ -119,12 +119,17 @@ impl Handle {
 }
 
 /// Starts the worker of a sandbox.
-pub(super) fn spawn(context: Arc<Context>, sandbox: Sandbox, netns: NetNs) -> Handle {
+pub(super) fn spawn(
+    context: Arc<Context>,
+    sandbox: Sandbox,
+    netns: NetNs,
+    listeners: Option<Listeners>,
+) -> Handle {
     let (delete, deleted) = watch::channel(false);
     let pod = Arc::new(PodContext {
         sandbox,
         netns: Arc::new(netns),
-        listeners: Mutex::default(),
+        listeners: Mutex::new(listeners.map(Arc::new)),
         desired: Mutex::default(),
     });
     let (found, error) = match found(&context, &pod) {

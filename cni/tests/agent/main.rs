@@ -5,6 +5,7 @@
 mod common;
 mod harness;
 mod proxy;
+mod restart;
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,7 @@ use weft_api::handover::from_agent::Message;
 
 const ENABLED: &str = "weft.dev/mesh";
 
-fn enabled() -> Value {
+pub fn enabled() -> Value {
     json!({ENABLED: "enabled"})
 }
 

@@ -1,11 +1,17 @@
 //! A proxy that only answers with its name and the kind of the listener that it was reached by.
 
-use std::{collections::HashMap, net::TcpListener, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use tokio::{sync::mpsc, task::JoinHandle};
 use weft_api::handover::{
-    Ack, AddPod, Drained, FromAgent, FromProxy, Hello, from_agent::Message, from_proxy,
+    Ack, AddPod, Drained, FromAgent, FromProxy, Held, Hello, from_agent::Message, from_proxy,
 };
 use weft_handover::Connection;
 
@@ -14,9 +20,14 @@ use crate::harness::{PATIENCE, answer_with};
 /// What the proxy shall say to an AddPod: an error, or nothing at all.
 pub type Answer = Box<dyn FnMut(&AddPod) -> Option<String> + Send>;
 
+/// Descriptors of pods, by sandbox: what they are for, the network namespace, the sockets.
+pub type Pods = HashMap<String, (Vec<i32>, Vec<OwnedFd>)>;
+
 pub struct Proxy {
     /// What the agent sent, in order.
     pub received: mpsc::UnboundedReceiver<Message>,
+    /// What it holds.
+    pub holds: Arc<Mutex<Pods>>,
     serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>>,
     task: JoinHandle<()>,
 }
@@ -35,14 +46,26 @@ impl Proxy {
         Self::start_with(path, name, Box::new(|_| Some(String::new()))).await
     }
 
-    pub async fn start_with(path: &Path, name: &'static str, mut answer: Answer) -> Self {
+    pub async fn start_with(path: &Path, name: &'static str, answer: Answer) -> Self {
+        Self::holding(path, name, answer, Pods::new()).await
+    }
+
+    /// One that gives back what it holds.
+    pub async fn holding(path: &Path, name: &'static str, mut answer: Answer, held: Pods) -> Self {
         let connection = Connection::connect(path).await.unwrap();
         let hello = Hello {
             protocol: 1,
             version: name.into(),
             incarnation: name.into(),
+            held: held.len() as u32,
         };
-        say(&connection, from_proxy::Message::Hello(hello)).await;
+        say(&connection, from_proxy::Message::Hello(hello), &[]).await;
+        for (sandbox, (listeners, descriptors)) in held {
+            let held = Held { sandbox, listeners };
+            say(&connection, from_proxy::Message::Held(held), &descriptors).await;
+        }
+        let holds: Arc<Mutex<Pods>> = Arc::default();
+        let held = holds.clone();
         let (sender, received) = mpsc::unbounded_channel();
         let serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>> = Arc::default();
         let pods = serving.clone();
@@ -61,6 +84,9 @@ impl Proxy {
                         assert_eq!(fds.len(), 1 + add.listeners.len());
                         error = answer(add);
                         if error.as_deref() == Some("") {
+                            let copies = fds.iter().map(|fd| fd.try_clone().unwrap()).collect();
+                            let sandbox = add.pod.clone().unwrap().sandbox;
+                            held.lock().insert(sandbox, (add.listeners.clone(), copies));
                             let accept = |(fd, kind)| {
                                 let listener =
                                     tokio::net::TcpListener::from_std(TcpListener::from(fd))
@@ -85,12 +111,18 @@ impl Proxy {
                 };
                 let _ = sender.send(message);
                 if let Some(error) = error {
-                    say(&connection, from_proxy::Message::Ack(Ack { seq, error })).await;
+                    say(
+                        &connection,
+                        from_proxy::Message::Ack(Ack { seq, error }),
+                        &[],
+                    )
+                    .await;
                 }
                 if let Some(sandbox) = drained {
                     say(
                         &connection,
                         from_proxy::Message::Drained(Drained { sandbox }),
+                        &[],
                     )
                     .await;
                 }
@@ -98,6 +130,7 @@ impl Proxy {
         });
         Self {
             received,
+            holds,
             serving,
             task,
         }
@@ -105,6 +138,7 @@ impl Proxy {
 
     /// Ends it, and waits until its sockets are closed.
     pub async fn stop(mut self) {
+        self.holds.lock().clear();
         self.task.abort();
         let _ = (&mut self.task).await;
         let serving = std::mem::take(&mut *self.serving.lock());
@@ -122,13 +156,14 @@ impl Proxy {
     }
 }
 
-async fn say(connection: &Connection, message: from_proxy::Message) {
+async fn say(connection: &Connection, message: from_proxy::Message, descriptors: &[OwnedFd]) {
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let _ = connection
         .send(
             &FromProxy {
                 message: Some(message),
             },
-            &[],
+            &descriptors,
         )
         .await;
 }

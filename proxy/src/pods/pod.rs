@@ -55,12 +55,29 @@ pub struct Pod {
     inbound: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     handshakes: Semaphore,
-    /// Ends the accept loops of the listeners that are served now.
-    listening: Mutex<CancellationToken>,
+    listening: Mutex<Listening>,
     accepting: watch::Sender<bool>,
     drain: CancellationToken,
     kill: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// The listeners that are served now.
+#[derive(Default)]
+struct Listening {
+    /// Ends their accept loops.
+    stop: CancellationToken,
+    sockets: Vec<(ListenerKind, Arc<TcpListener>)>,
+}
+
+/// A pod's descriptors, shared with what uses them.
+pub struct HeldPod {
+    /// CNI container id.
+    pub sandbox: String,
+    /// Its network namespace.
+    pub netns: Netns,
+    /// Its listening sockets.
+    pub listeners: Vec<(ListenerKind, Arc<TcpListener>)>,
 }
 
 impl Pod {
@@ -109,7 +126,7 @@ impl Pod {
             inbound: Arc::new(Semaphore::new(settings.connections)),
             tunnels: Arc::new(Semaphore::new(settings.tunnels)),
             handshakes: Semaphore::new(settings.handshakes),
-            listening: Mutex::new(CancellationToken::new()),
+            listening: Mutex::default(),
             accepting: watch::Sender::new(false),
             drain: CancellationToken::new(),
             kill,
@@ -122,7 +139,17 @@ impl Pod {
     /// send the same sockets or new ones.
     pub(super) fn listen(self: &Arc<Self>, listeners: Vec<(ListenerKind, TcpListener)>) {
         let stop = CancellationToken::new();
-        std::mem::replace(&mut *self.listening.lock(), stop.clone()).cancel();
+        let listeners: Vec<_> = listeners
+            .into_iter()
+            .map(|(kind, listener)| (kind, Arc::new(listener)))
+            .collect();
+        let listening = Listening {
+            stop: stop.clone(),
+            sockets: listeners.clone(),
+        };
+        std::mem::replace(&mut *self.listening.lock(), listening)
+            .stop
+            .cancel();
         let pod = Arc::clone(self);
         tokio::spawn(async move {
             // Without a certificate, what is meant for other pods would be refused: it may as well
@@ -143,7 +170,7 @@ impl Pod {
     async fn accept(
         self: Arc<Self>,
         kind: ListenerKind,
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         stop: CancellationToken,
     ) {
         let limit = match kind {
@@ -236,9 +263,21 @@ impl Pod {
         self.tasks.wait().await;
     }
 
+    /// What an agent that has restarted may want back; `None` of a pod that is not accepted for.
+    pub fn held(&self) -> Option<HeldPod> {
+        let listening = self.listening.lock();
+        (!listening.sockets.is_empty()).then(|| HeldPod {
+            sandbox: self.info.load().sandbox.clone(),
+            netns: self.netns.clone(),
+            listeners: listening.sockets.clone(),
+        })
+    }
+
     /// No longer accepts; the sockets stay open at the agent.
     pub fn stop_accepting(&self) {
-        self.listening.lock().cancel();
+        let mut listening = self.listening.lock();
+        listening.stop.cancel();
+        listening.sockets.clear();
     }
 
     /// Closes everything at once; byte streams are reset.

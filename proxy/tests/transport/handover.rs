@@ -15,8 +15,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_api::handover::{
-    AddPod, DrainPod, FromAgent, FromProxy, ListenerKind, Pod, RemovePod, SnapshotSent, UpdatePod,
-    from_agent::Message, from_proxy,
+    AddPod, DrainPod, FromAgent, FromProxy, Held, ListenerKind, Pod, RemovePod, SnapshotSent,
+    UpdatePod, from_agent::Message, from_proxy,
 };
 use weft_handover::{Connection, Listener};
 use weft_proxy::{admin::Readiness, handover::Handover};
@@ -32,6 +32,8 @@ struct Agent {
     connection: Connection,
     readiness: Arc<Readiness>,
     seq: u64,
+    /// What the proxy gave back when it connected.
+    held: Vec<(Held, Vec<OwnedFd>)>,
     _proxy: DropGuard,
     _folder: TempDir,
 }
@@ -66,6 +68,7 @@ impl Agent {
             listener,
             readiness,
             seq: 0,
+            held: Vec::new(),
             _proxy: shutdown.drop_guard(),
             _folder: folder,
         };
@@ -86,18 +89,31 @@ impl Agent {
 
     async fn hello(&mut self) {
         match self.receive().await {
-            from_proxy::Message::Hello(hello) => assert_eq!(hello.protocol, 1),
+            from_proxy::Message::Hello(hello) => {
+                assert_eq!(hello.protocol, 1);
+                self.held.clear();
+                for _ in 0..hello.held {
+                    match self.receive_with_descriptors().await {
+                        (from_proxy::Message::Held(held), fds) => self.held.push((held, fds)),
+                        other => panic!("{other:?} instead of a pod that is held"),
+                    }
+                }
+            }
             other => panic!("{other:?} instead of a hello"),
         }
     }
 
     async fn receive(&self) -> from_proxy::Message {
+        self.receive_with_descriptors().await.0
+    }
+
+    async fn receive_with_descriptors(&self) -> (from_proxy::Message, Vec<OwnedFd>) {
         let received = timeout(LONG, self.connection.recv::<FromProxy>()).await;
-        let (message, _) = received
+        let (message, descriptors) = received
             .expect("in time")
             .expect("a message")
             .expect("an open socket");
-        message.message.expect("a known message")
+        (message.message.expect("a known message"), descriptors)
     }
 
     /// Sends, and returns the error of the Ack.
@@ -175,6 +191,40 @@ async fn an_acknowledged_pod_is_served_and_has_its_certificate() {
         tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
     client.expect("a connection");
     accepted.expect("a connection");
+}
+
+/// What tells one open file from another.
+fn inodes(descriptors: &[OwnedFd]) -> Vec<u64> {
+    let inode = |fd| nix::sys::stat::fstat(fd).expect("an open file").st_ino;
+    descriptors.iter().map(inode).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_gives_an_agent_that_comes_back_what_it_holds_and_only_that() {
+    let mesh = Mesh::new([unserved("server"), unserved("leaves")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert!(agent.held.is_empty());
+    assert_eq!(agent.add(&mesh, 0).await, "");
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let remove = RemovePod {
+        sandbox: "sandbox-leaves".to_owned(),
+    };
+    assert_eq!(agent.ask(Message::Remove(remove), &[]).await, "");
+    let (netns, listeners) = mesh.descriptors(0);
+    let (kinds, listeners): (Vec<i32>, Vec<_>) = listeners
+        .into_iter()
+        .map(|(kind, fd)| (i32::from(kind), fd))
+        .unzip();
+    let own: Vec<_> = std::iter::once(netns).chain(listeners).collect();
+    for _ in 0..2 {
+        agent = agent.reconnect().await;
+        let [(held, descriptors)] = &agent.held[..] else {
+            panic!("{:?}", agent.held)
+        };
+        assert_eq!(held.sandbox, "sandbox-server");
+        assert_eq!(held.listeners, kinds);
+        assert_eq!(inodes(descriptors), inodes(&own));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

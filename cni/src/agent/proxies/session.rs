@@ -67,6 +67,13 @@ impl Proxies {
             incarnation = hello.incarnation,
             "proxy connected"
         );
+        if let Err(error) = self.take_back(hello.held, &connection).await {
+            warn!(%error, "a proxy did not give back what it holds");
+            return;
+        }
+        // An error would mean that this agent ends.
+        let mut complete = self.complete.subscribe();
+        let _ = complete.wait_for(|complete| *complete).await;
         let (outbox, queue) = mpsc::unbounded_channel();
         let id = self.admit(hello, outbox);
         let pending = Mutex::new(HashMap::new());
@@ -79,6 +86,32 @@ impl Proxies {
             Err(error) => warn!(proxy = id, %error, "the connection to a proxy broke"),
         }
         self.dismiss(id);
+    }
+
+    /// Receives what the proxy holds already.
+    async fn take_back(&self, pods: u32, connection: &Connection) -> Result<(), HandoverError> {
+        let receiving = async {
+            for _ in 0..pods {
+                match connection.recv::<FromProxy>().await? {
+                    Some((message, descriptors)) => match message.message {
+                        Some(from_proxy::Message::Held(held)) => {
+                            self.returns.put(held, descriptors);
+                        }
+                        other => debug!(?other, "a message that is not expected here"),
+                    },
+                    None => break,
+                }
+            }
+            Ok(())
+        };
+        timeout(HELLO_TIMEOUT, receiving)
+            .await
+            .unwrap_or_else(|elapsed| {
+                Err(HandoverError::Io {
+                    what: "the proxy announced more pods than it sent",
+                    source: elapsed.into(),
+                })
+            })
     }
 
     async fn read(
@@ -101,7 +134,7 @@ impl Proxies {
                 Some(from_proxy::Message::Drained(drained)) => {
                     self.stand(id, &drained.sandbox, Stand::Draining, Stand::Drained);
                 }
-                Some(from_proxy::Message::Hello(_)) | None => {
+                Some(from_proxy::Message::Hello(_) | from_proxy::Message::Held(_)) | None => {
                     debug!(proxy = id, "a message that is not expected here");
                 }
             }
