@@ -24,7 +24,7 @@ use weft_api::handover::from_agent::Message;
 
 const ENABLED: &str = "weft.dev/mesh";
 
-pub fn enabled() -> Value {
+fn enabled() -> Value {
     json!({ENABLED: "enabled"})
 }
 
