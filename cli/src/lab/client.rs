@@ -55,6 +55,14 @@ pub(crate) fn applied(lab: &str, request: &Request) -> anyhow::Result<Applied> {
     }
 }
 
+/// Has something done, and gives what the lab says about it.
+pub(crate) fn done(lab: &str, request: &Request) -> anyhow::Result<String> {
+    match ask(lab, request)? {
+        Answer::Done(said) => Ok(said),
+        other => bail!("unexpected answer {other:?}"),
+    }
+}
+
 /// Objects as the API shows them.
 pub(crate) fn objects(
     lab: &str,

@@ -128,6 +128,8 @@ pub(crate) struct Container {
     pub(crate) node_netns: String,
     pub(crate) address: IpAddr,
     pub(crate) grace: Duration,
+    /// How often it was started before, in sandboxes that were lost.
+    pub(crate) restarts: u32,
     /// Cancelled to stop it.
     pub(crate) stop: CancellationToken,
 }
@@ -135,7 +137,10 @@ pub(crate) struct Container {
 impl Container {
     /// Runs it until it has ended for good (true: with success) or was stopped.
     pub(crate) async fn run(&self, report: &(dyn Fn(&Status) + Send + Sync)) -> bool {
-        let mut status = Status::new();
+        let mut status = Status {
+            restarts: self.restarts,
+            ..Status::new()
+        };
         let mut backoff = FIRST_BACKOFF;
         loop {
             let began = Instant::now();

@@ -17,10 +17,12 @@ use tokio::{
 use super::{
     controllers,
     handler::Handler,
+    kubelets::Kubelets,
     lab::Lab,
-    parts::{self, Parts},
+    parts::Parts,
     paths::{Paths, Process, State},
     plan::Plan,
+    programs::Extra,
     reconcile::Reconciler,
 };
 
@@ -38,6 +40,7 @@ pub(crate) struct Options {
     pub(crate) plan: Plan,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) mesh: bool,
+    pub(crate) extra: Extra,
 }
 
 /// Runs a lab whose folder has been claimed, until SIGINT, SIGTERM or SIGHUP. What was made is
@@ -69,16 +72,25 @@ pub(crate) fn record(paths: &Paths, plan: &Plan, mesh: bool) -> anyhow::Result<(
 }
 
 async fn serve(options: Options) -> anyhow::Result<()> {
-    let Options { plan, files, mesh } = options;
+    let Options {
+        plan,
+        files,
+        mesh,
+        extra,
+    } = options;
     let paths = Paths::of(&plan.name);
     let listener = UnixListener::bind(paths.socket())
         .with_context(|| format!("can't listen on {}", paths.socket().display()))?;
-    let lab = Arc::new(tokio::task::block_in_place(|| Lab::build(plan, mesh))?);
+    let lab = Arc::new(tokio::task::block_in_place(|| {
+        Lab::build(plan, mesh, extra)
+    })?);
     fs::write(lab.resolv(), "")?;
-    let parts = Arc::new(Parts::default());
+    let parts = Arc::new(Parts::new(Arc::clone(&lab)));
+    let kubelets = Arc::new(Kubelets::new(Arc::clone(&lab)));
     let handler = Arc::new(Handler::new(
         Arc::clone(&lab),
         Arc::clone(&parts),
+        Arc::clone(&kubelets),
         files.clone(),
     ));
 
@@ -88,10 +100,10 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     handler.follow();
     let (ready, mesh_is_ready) = oneshot::channel();
     if mesh {
-        tasks.spawn(parts::run(Arc::clone(&lab), parts, ready));
+        tasks.spawn(async move { parts.run(ready).await });
         let _ = tokio::time::timeout(MESH_LEAD, mesh_is_ready).await;
     }
-    tasks.spawn(Reconciler::new(Arc::clone(&lab)).run());
+    tasks.spawn(Reconciler::new(Arc::clone(&lab), kubelets).run());
     handler.started();
     tasks.spawn(follow_files(files, handler));
     // None of them ends by itself.

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -18,12 +19,14 @@ use super::{
     api::Outcome,
     behind::{Known, behind},
     controllers, endpoints, kinds,
+    kubelets::Kubelets,
     lab::Lab,
     manifests::{self, Document, Invalid, Text},
     merge::object_at,
     parts::{self, Parts},
     plan::SERVICE_CIDR,
     protocol::{Answer, Applied, Request},
+    reboot,
     view::{self, LabStatus},
 };
 
@@ -34,6 +37,7 @@ const ORDER: [&str; 4] = ["Namespace", "ServiceAccount", "Service", "EndpointSli
 pub(crate) struct Handler {
     lab: Arc<Lab>,
     parts: Arc<Parts>,
+    kubelets: Arc<Kubelets>,
     files: Vec<PathBuf>,
     started: AtomicBool,
     followed: Mutex<Followed>,
@@ -47,10 +51,16 @@ struct Followed {
 }
 
 impl Handler {
-    pub(crate) fn new(lab: Arc<Lab>, parts: Arc<Parts>, files: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(
+        lab: Arc<Lab>,
+        parts: Arc<Parts>,
+        kubelets: Arc<Kubelets>,
+        files: Vec<PathBuf>,
+    ) -> Self {
         Self {
             lab,
             parts,
+            kubelets,
             files,
             started: AtomicBool::new(false),
             followed: Mutex::default(),
@@ -103,6 +113,17 @@ impl Handler {
                     Outcome::Configured
                 })
             }),
+            Request::Stop { part, kill } => done(self.parts.stop(&part, kill).await),
+            Request::Start { part, wait } => done(self.parts.start(&part, wait).await),
+            Request::Kill { part } => done(self.parts.kill(&part).await),
+            Request::Upgrade { part, wait } => done(self.parts.upgrade(&part, wait).await),
+            Request::Reboot { node, away, seed } => {
+                let order = reboot::Order {
+                    away: Duration::from_millis(away),
+                    seed,
+                };
+                done(reboot::run(&self.lab, &self.parts, &self.kubelets, &node, order).await)
+            }
         }
     }
 
@@ -135,16 +156,8 @@ impl Handler {
     }
 
     fn apply(&self, texts: &[Text]) -> Applied {
-        let parsed = manifests::parse(texts);
-        let mut applied = Applied {
-            errors: parsed
-                .errors
-                .into_iter()
-                .map(|invalid| invalid.message)
-                .collect(),
-            ..Applied::default()
-        };
-        for document in in_order(parsed.documents) {
+        let (documents, mut applied) = parsed(texts);
+        for document in documents {
             match self.apply_one(&document) {
                 Ok(outcome) => applied.done.push((document.key, outcome)),
                 Err(error) => applied.errors.push(error),
@@ -185,16 +198,8 @@ impl Handler {
     }
 
     fn delete(&self, texts: &[Text]) -> Applied {
-        let parsed = manifests::parse(texts);
-        let mut applied = Applied {
-            errors: parsed
-                .errors
-                .into_iter()
-                .map(|invalid| invalid.message)
-                .collect(),
-            ..Applied::default()
-        };
-        for document in in_order(parsed.documents).into_iter().rev() {
+        let (documents, mut applied) = parsed(texts);
+        for document in documents.into_iter().rev() {
             match controllers::delete(&self.lab.api, &document.key) {
                 Ok(true) => applied.done.push((document.key, Outcome::Deleted)),
                 Ok(false) => applied.errors.push(format!("{} not found", document.key)),
@@ -343,6 +348,24 @@ impl Handler {
         let slices: Vec<&Value> = slices.iter().map(|(_, value)| &**value).collect();
         let nodes = self.lab.plan.nodes.iter().map(|node| node.name.as_str());
         behind(nodes, &services, &slices, known)
+    }
+}
+
+/// Documents in the order in which they are applied, and what could not be read.
+fn parsed(texts: &[Text]) -> (Vec<Document>, Applied) {
+    let parsed = manifests::parse(texts);
+    let errors = parsed.errors.into_iter().map(|invalid| invalid.message);
+    let applied = Applied {
+        errors: errors.collect(),
+        ..Applied::default()
+    };
+    (in_order(parsed.documents), applied)
+}
+
+fn done(result: anyhow::Result<String>) -> Answer {
+    match result {
+        Ok(said) => Answer::Done(said),
+        Err(error) => Answer::Error(format!("{error:#}")),
     }
 }
 

@@ -57,6 +57,8 @@ async fn route(handle: &Handle, to: Cidr, via: std::net::IpAddr) -> anyhow::Resu
     handle
         .route()
         .add(message)
+        // A node that boots again finds those of its first time.
+        .replace()
         .execute()
         .await
         .with_context(|| format!("route to {to} via {via}"))
@@ -86,6 +88,34 @@ pub(crate) fn fabric(plan: &Plan) -> anyhow::Result<()> {
         }
         up(&handle, bridge).await
     })
+}
+
+/// Takes a node's link to the fabric away, before its namespace goes.
+pub(crate) fn unlink(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
+    within(&plan.fabric.netns, |handle| async move {
+        let port = index(&handle, &node.name).await?;
+        Ok(handle.link().del(port).execute().await?)
+    })
+    .with_context(|| format!("node {}: its link to the fabric", node.name))
+}
+
+/// Sets what the user wants `rp_filter` to be in a pod's namespace.
+pub(crate) fn reverse_path_filter(plan: &Plan, netns: &str) -> anyhow::Result<()> {
+    match plan.rp_filter {
+        Some(value) => set_reverse_path_filter(netns, value),
+        None => Ok(()),
+    }
+}
+
+fn set_reverse_path_filter(netns: &str, value: u8) -> anyhow::Result<()> {
+    let value = value.to_string();
+    netns::sysctl(
+        netns,
+        &[
+            ("net/ipv4/conf/all/rp_filter", &value),
+            ("net/ipv4/conf/default/rp_filter", &value),
+        ],
+    )
 }
 
 /// Joins a node to the fabric, and sets what a router needs. Both namespaces exist.
@@ -131,15 +161,9 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
     })
     .with_context(|| format!("node {}: addresses and routes", node.name))?;
 
-    netns::sysctl(
-        &node.netns,
-        &[
-            ("net/ipv4/ip_forward", "1"),
-            // Strict: the mesh must hold where distributions set it.
-            ("net/ipv4/conf/all/rp_filter", "1"),
-            ("net/ipv4/conf/default/rp_filter", "1"),
-        ],
-    )
+    netns::sysctl(&node.netns, &[("net/ipv4/ip_forward", "1")])?;
+    // Strict: the mesh must hold where distributions set it.
+    set_reverse_path_filter(&node.netns, plan.rp_filter.unwrap_or(1))
 }
 
 /// Lets replies between two pods of one node pass the node's address translation, as Kubernetes

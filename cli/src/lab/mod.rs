@@ -8,6 +8,7 @@ mod behind;
 mod client;
 mod cni;
 mod container;
+mod control;
 mod controllers;
 mod daemon;
 mod demo;
@@ -19,6 +20,7 @@ mod get;
 mod handler;
 mod http;
 mod kinds;
+mod kubelets;
 mod kubeproxy;
 #[expect(clippy::module_inception, reason = "it is what the module is about")]
 mod lab;
@@ -36,11 +38,14 @@ mod podspec;
 mod preflight;
 mod probe;
 mod procs;
+mod programs;
 mod progress;
 mod protocol;
+mod reboot;
 mod reconcile;
 mod services;
 mod shim;
+mod supervise;
 mod sweep;
 mod table;
 mod up;
@@ -82,6 +87,16 @@ enum Command {
     Status(get::StatusArgs),
     /// Show objects as the API would.
     Get(get::GetArgs),
+    /// End a part (controller, agent/n1, proxy/n1) and keep it away.
+    Stop(control::StopArgs),
+    /// Start a part that was stopped.
+    Start(control::StartArgs),
+    /// Kill a part with SIGKILL; the lab starts it again at once.
+    Kill(control::KillArgs),
+    /// Replace proxies by successors that start beside them.
+    Upgrade(control::UpgradeArgs),
+    /// Take a node's power and give it back: everything on it is killed and starts anew.
+    Reboot(control::RebootArgs),
     /// Take a lab down, also one that was killed.
     Down(down::Args),
     /// Show what the mesh does, in under a minute.
@@ -105,6 +120,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => logs::run(lab, args),
         Command::Status(args) => get::status(lab, args),
         Command::Get(args) => get::get(lab, args),
+        Command::Stop(args) => control::stop(lab, args),
+        Command::Start(args) => control::start(lab, args),
+        Command::Kill(args) => control::kill(lab, args),
+        Command::Upgrade(args) => control::upgrade(lab, args),
+        Command::Reboot(args) => control::reboot(lab, args),
         Command::Down(args) => down::run(lab, args),
         Command::Demo(args) => demo::run(lab, args),
     }

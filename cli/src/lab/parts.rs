@@ -1,131 +1,323 @@
-//! The mesh's own programs. In: the lab. Out: controller, agents and proxies running in their
-//! namespaces, in the order in which they need each other, started again when they die.
+//! The mesh's own programs, by name: `controller`, `agent/n1`, `proxy/n1`. In: the lab, and
+//! commands. Out: each part as it is wanted: running (started in the order in which they need each
+//! other, and again when they die), stopped, or replaced by a successor beside it.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs,
     net::SocketAddr,
-    path::PathBuf,
-    process::Stdio,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use tokio::{process::Command, sync::oneshot, task::JoinSet, time::Instant};
-use weft_api::names::{PORT_METRICS, PORT_READY};
+use tokio::{sync::oneshot, time};
 
 use super::{
     http,
     lab::Lab,
-    netns,
     paths::write_atomic,
-    plan::{CONTROLLER_HTTP_PORT, CONTROLLER_PORT},
+    plan::{CONTROLLER_HTTP_PORT, NodePlan},
+    programs::{self, Program},
+    supervise::{Instance, PartStatus},
 };
 
-/// Back-off between starts of a part that dies.
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
-const LONG_RUN: Duration = Duration::from_secs(30);
-/// Between looks at whether a part is ready.
-const POLL: Duration = Duration::from_millis(50);
-const POLL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a part that a command starts may take to be ready.
+const READY: Duration = Duration::from_secs(60);
+/// How long a page of a part's may take.
+const PAGE: Duration = Duration::from_secs(1);
+/// A proxy whose message is this long in coming will not come.
+const FOREVER: Duration = Duration::from_secs(3600 * 24 * 365);
 
-/// The programs that the mesh needs beside `weft`.
-pub(crate) const PROGRAMS: [&str; 4] = ["weft-controller", "weft-agent", "weft-cni", "weft-proxy"];
-
-/// What `status` shows of a part.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PartStatus {
-    pub(crate) running: bool,
-    pub(crate) ready: bool,
-    pub(crate) restarts: u32,
-    /// Why it is not ready, or how it ended last.
-    pub(crate) message: String,
-    pub(crate) pid: Option<u32>,
-}
-
-/// The parts by name: `controller`, `agent/n1`, `proxy/n1`.
-#[derive(Default)]
+/// The parts of a lab.
 pub(crate) struct Parts {
-    status: Mutex<BTreeMap<String, PartStatus>>,
+    lab: Arc<Lab>,
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    /// Why the mesh can't be started.
+    failure: Mutex<Option<String>>,
 }
 
-/// What makes a part ready.
-enum Ready {
-    Http(SocketAddr),
-    Socket(PathBuf),
-}
-
-struct Part {
+/// A part: the process that counts, and those that it replaced.
+struct Slot {
     name: String,
-    program: &'static str,
-    args: Vec<String>,
-    netns: String,
-    /// From where readiness is asked.
-    probe_netns: String,
-    ready: Ready,
+    /// The node, but of the controller.
+    node: Option<NodePlan>,
+    current: Mutex<Arc<Instance>>,
+    draining: Mutex<Vec<Arc<Instance>>>,
+    /// Held while a successor starts or the node reboots.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    fn current(&self) -> Arc<Instance> {
+        Arc::clone(&self.current.lock())
+    }
+
+    fn is_proxy(&self) -> bool {
+        self.name.starts_with("proxy/")
+    }
+
+    fn status(&self) -> PartStatus {
+        let mut status = self.current().status();
+        let draining = self.draining.lock();
+        status.draining = draining.iter().filter_map(|old| old.status().pid).collect();
+        status
+    }
 }
 
 impl Parts {
+    pub(crate) fn new(lab: Arc<Lab>) -> Self {
+        Self {
+            lab,
+            slots: Mutex::default(),
+            failure: Mutex::default(),
+        }
+    }
+
     /// All parts as they are.
     pub(crate) fn status(&self) -> BTreeMap<String, PartStatus> {
-        self.status.lock().clone()
+        let slots = self.slots.lock();
+        let mut all: BTreeMap<_, _> = slots
+            .iter()
+            .map(|(name, slot)| (name.clone(), slot.status()))
+            .collect();
+        if let Some(message) = self.failure.lock().clone() {
+            let failed = PartStatus {
+                message,
+                ..PartStatus::default()
+            };
+            all.insert("mesh".into(), failed);
+        }
+        all
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&mut PartStatus)) {
-        change(self.status.lock().entry(name.to_owned()).or_default());
+    // === the start of a lab ===
+
+    /// Starts the mesh, and says when all of it is ready.
+    pub(crate) async fn run(&self, ready: oneshot::Sender<()>) {
+        match self.start_all().await {
+            Ok(()) => {
+                let _ = ready.send(());
+            }
+            Err(error) => {
+                let message = format!("{error:#}");
+                tracing::error!(error = message, "the mesh can't be started");
+                *self.failure.lock() = Some(message);
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// In the order in which they need each other; whoever waits for the lab bounds the time.
+    async fn start_all(&self) -> anyhow::Result<()> {
+        let lab = &self.lab;
+        write_tokens(lab)?;
+        let controller = self.launch("controller", None, programs::controller(lab));
+        controller.ready(FOREVER).await.ok();
+        if !lab.paths.bundle().exists() {
+            bail!(
+                "the controller is ready but wrote no {}",
+                lab.paths.bundle().display()
+            );
+        }
+        let nodes = &lab.plan.nodes;
+        let agents = nodes.iter().map(|node| {
+            let name = format!("agent/{}", node.name);
+            self.launch(&name, Some(node), programs::agent(lab, node))
+        });
+        for agent in agents.collect::<Vec<_>>() {
+            agent.ready(FOREVER).await.ok();
+        }
+        let proxies: anyhow::Result<Vec<_>> = nodes
+            .iter()
+            .map(|node| {
+                let name = format!("proxy/{}", node.name);
+                Ok(self.launch(&name, Some(node), self.attach_proxy(node)?))
+            })
+            .collect();
+        for proxy in proxies? {
+            proxy.ready(FOREVER).await.ok();
+        }
+        Ok(())
+    }
+
+    fn launch(&self, name: &str, node: Option<&NodePlan>, program: Program) -> Arc<Instance> {
+        let instance = Instance::start(&self.lab, name, program);
+        let slot = Slot {
+            name: name.to_owned(),
+            node: node.cloned(),
+            current: Mutex::new(Arc::clone(&instance)),
+            draining: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        };
+        self.slots.lock().insert(name.to_owned(), Arc::new(slot));
+        instance
+    }
+
+    /// Makes a pod network for one more proxy of a node, and says what to run in it.
+    fn attach_proxy(&self, node: &NodePlan) -> anyhow::Result<Program> {
+        let attach = || self.lab.attach_proxy(node);
+        let (netns, address) = tokio::task::block_in_place(attach)
+            .with_context(|| format!("the pod network of {}'s proxy", node.name))?;
+        Ok(programs::proxy(&self.lab, node, &netns, address))
+    }
+
+    // === commands ===
+
+    /// Ends a part until it is started.
+    pub(crate) async fn stop(&self, name: &str, kill: bool) -> anyhow::Result<String> {
+        let part = self.slot(name)?.current();
+        if part.is_stopped() {
+            bail!("{name} is stopped already");
+        }
+        let began = Instant::now();
+        part.stop(!kill);
+        part.ended().await;
+        Ok(format!("{name} stopped{}", after(began)))
+    }
+
+    /// Starts a part that was stopped.
+    pub(crate) async fn start(&self, name: &str, wait: bool) -> anyhow::Result<String> {
+        let part = self.slot(name)?.current();
+        if !part.is_stopped() {
+            bail!("{name} is not stopped");
+        }
+        let began = Instant::now();
+        part.resume();
+        if !wait {
+            return Ok(format!("{name} started"));
+        }
+        let ready = part.ready(READY).await;
+        ready.map_err(|why| anyhow::anyhow!("{why}; it is left running"))?;
+        Ok(format!("{name} started, ready{}", after(began)))
+    }
+
+    /// Kills a part with SIGKILL; it is started again.
+    pub(crate) async fn kill(&self, name: &str) -> anyhow::Result<String> {
+        let part = self.slot(name)?.current();
+        if part.is_stopped() {
+            bail!("{name} is stopped");
+        }
+        let pid = part.kill().await?;
+        Ok(format!("{name} killed (process {pid})"))
+    }
+
+    /// Starts a proxy's successor beside it, and ends the old one once that is ready.
+    pub(crate) async fn upgrade(&self, name: &str, wait: bool) -> anyhow::Result<String> {
+        let slot = self.slot(name)?;
+        let (Some(node), true) = (&slot.node, slot.is_proxy()) else {
+            bail!("{name} has no successor beside it: only proxies do; use stop and start");
+        };
+        let began = Instant::now();
+        let turn = slot.turn.lock().await;
+        let old = slot.current();
+        if old.is_stopped() {
+            bail!("{name} is stopped: `weft lab start {name}` first");
+        }
+        let program = self.attach_proxy(node)?;
+        let successor = Instance::start(&self.lab, name, program);
+        if let Err(why) = successor.ready(READY).await {
+            successor.stop(false);
+            self.remove_proxy(node, &successor).await;
+            bail!("the successor of {why}; the old one goes on");
+        }
+        *slot.current.lock() = Arc::clone(&successor);
+        slot.draining.lock().push(Arc::clone(&old));
+        old.stop(true);
+        drop(turn);
+        let pid = |part: &Instance| part.status().pid.unwrap_or_default();
+        let (new_pid, old_pid) = (pid(&successor), pid(&old));
+        let said = format!("{name}: process {new_pid} ready{}", after(began));
+
+        let (lab, node) = (Arc::clone(&self.lab), node.clone());
+        let kept = Arc::clone(&slot);
+        let removal = tokio::spawn(async move {
+            remove_proxy(&lab, &node, &old).await;
+            kept.draining.lock().retain(|one| !Arc::ptr_eq(one, &old));
+        });
+        if !wait {
+            return Ok(format!("{said}, {old_pid} drains"));
+        }
+        let began = Instant::now();
+        removal.await?;
+        Ok(format!("{said}, {old_pid} ended{}", after(began)))
+    }
+
+    async fn remove_proxy(&self, node: &NodePlan, instance: &Instance) {
+        remove_proxy(&self.lab, node, instance).await;
+    }
+
+    // === a node's power ===
+
+    /// Kills a node's parts; they stay away until [`Self::power_on`].
+    pub(crate) async fn cut_power(&self, node: &str) {
+        for slot in self.of_node(node) {
+            // Whoever starts a successor is let finish.
+            let _turn = slot.turn.lock().await;
+            slot.current().power_off();
+            slot.draining.lock().iter().for_each(|old| old.stop(false));
+        }
+    }
+
+    /// Waits until nothing of a node's parts is left.
+    pub(crate) async fn without_power(&self, node: &str) {
+        for slot in self.of_node(node) {
+            slot.current().ended().await;
+            // Until the namespaces of those that drained are gone.
+            while !slot.draining.lock().is_empty() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// The names of a node's parts.
+    pub(crate) fn names_of_node(&self, node: &str) -> Vec<String> {
+        let slots = self.of_node(node).into_iter();
+        slots.map(|slot| slot.name.clone()).collect()
+    }
+
+    /// Starts a part of a node that has power again, unless it was stopped. The proxy gets a new
+    /// pod network: its old one is gone.
+    pub(crate) fn power_on(&self, name: &str) -> anyhow::Result<()> {
+        let slot = self.slot(name)?;
+        let part = slot.current();
+        if let (Some(node), true) = (&slot.node, slot.is_proxy()) {
+            part.replace(self.attach_proxy(node)?);
+        }
+        part.power_on();
+        Ok(())
+    }
+
+    fn of_node(&self, node: &str) -> Vec<Arc<Slot>> {
+        let slots = self.slots.lock();
+        let of_node = |slot: &&Arc<Slot>| slot.node.as_ref().is_some_and(|n| n.name == node);
+        slots.values().filter(of_node).cloned().collect()
+    }
+
+    fn slot(&self, name: &str) -> anyhow::Result<Arc<Slot>> {
+        let slots = self.slots.lock();
+        if let Some(slot) = slots.get(name) {
+            return Ok(Arc::clone(slot));
+        }
+        let all: Vec<&str> = slots.keys().map(String::as_str).collect();
+        if all.is_empty() {
+            bail!("there is no part {name}: this lab has none (yet, or --no-mesh)");
+        }
+        bail!("there is no part {name}: there is {}", all.join(", "))
     }
 }
 
-/// Starts the mesh, says when all of it is ready, and keeps it running until it is aborted.
-pub(crate) async fn run(lab: Arc<Lab>, parts: Arc<Parts>, ready: oneshot::Sender<()>) {
-    let mut tasks = JoinSet::new();
-    match start(&lab, &parts, &mut tasks).await {
-        Ok(()) => {
-            let _ = ready.send(());
-        }
-        Err(error) => {
-            let message = format!("{error:#}");
-            tracing::error!(error = message, "the mesh can't be started");
-            parts.change("mesh", |status| status.message = message);
-        }
-    }
-    while tasks.join_next().await.is_some() {}
+/// Waits for a proxy that was told to end, and removes its pod network.
+async fn remove_proxy(lab: &Lab, node: &NodePlan, instance: &Instance) {
+    instance.ended().await;
+    instance.retire();
+    let netns = instance.program().netns.clone();
+    tokio::task::block_in_place(|| lab.detach_proxy(node, &netns));
 }
 
-async fn start(lab: &Arc<Lab>, parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    write_tokens(lab)?;
-    launch(lab, parts, tasks, vec![controller(lab)]).await;
-    if !lab.paths.bundle().exists() {
-        bail!(
-            "the controller is ready but wrote no {}",
-            lab.paths.bundle().display()
-        );
-    }
-    let agents = lab
-        .plan
-        .nodes
-        .iter()
-        .map(|node| agent(lab, &node.name, &node.netns))
-        .collect();
-    launch(lab, parts, tasks, agents).await;
-    let proxies: anyhow::Result<Vec<Part>> = lab
-        .plan
-        .nodes
-        .iter()
-        .map(|node| {
-            let attach = || lab.attach_proxy(&node.name);
-            let addresses = tokio::task::block_in_place(attach)
-                .with_context(|| format!("the pod network of {}'s proxy", node.name))?;
-            let address = addresses.first().context("the proxy got no address")?;
-            Ok(proxy(lab, node, SocketAddr::new(*address, PORT_READY)))
-        })
-        .collect();
-    launch(lab, parts, tasks, proxies?).await;
-    Ok(())
+fn after(began: Instant) -> String {
+    format!(" after {:.1} s", began.elapsed().as_secs_f64())
 }
 
 fn write_tokens(lab: &Lab) -> anyhow::Result<()> {
@@ -144,192 +336,6 @@ fn write_tokens(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn args(list: &[(&str, String)]) -> Vec<String> {
-    list.iter()
-        .flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()])
-        .collect()
-}
-
-fn shown(path: PathBuf) -> String {
-    path.display().to_string()
-}
-
-fn controller(lab: &Lab) -> Part {
-    let address = lab.plan.controller();
-    let http = SocketAddr::new(address, CONTROLLER_HTTP_PORT);
-    Part {
-        name: "controller".into(),
-        program: "weft-controller",
-        args: args(&[
-            ("--source", format!("folder:{}", lab.paths.api().display())),
-            (
-                "--listen",
-                SocketAddr::new(address, CONTROLLER_PORT).to_string(),
-            ),
-            ("--http", http.to_string()),
-            ("--ca-dir", shown(lab.paths.ca())),
-            ("--bundle-out", shown(lab.paths.bundle())),
-            ("--node-tokens", shown(lab.paths.tokens())),
-        ]),
-        netns: lab.plan.fabric.netns.clone(),
-        probe_netns: lab.plan.fabric.netns.clone(),
-        ready: Ready::Http(http),
-    }
-}
-
-fn agent(lab: &Lab, node: &str, netns: &str) -> Part {
-    let run_dir = lab.paths.node(node);
-    Part {
-        name: format!("agent/{node}"),
-        program: "weft-agent",
-        ready: Ready::Socket(run_dir.join("agent.sock")),
-        args: args(&[
-            ("--node", node.to_owned()),
-            ("--source", format!("folder:{}", lab.paths.api().display())),
-            ("--run-dir", shown(run_dir)),
-        ]),
-        netns: netns.to_owned(),
-        probe_netns: netns.to_owned(),
-    }
-}
-
-fn proxy(lab: &Lab, node: &super::plan::NodePlan, ready: SocketAddr) -> Part {
-    let controller = SocketAddr::new(lab.plan.controller(), CONTROLLER_PORT);
-    let run_dir = lab.paths.node(&node.name);
-    let any = |port| SocketAddr::new(ready.ip(), port).to_string();
-    Part {
-        name: format!("proxy/{}", node.name),
-        program: "weft-proxy",
-        args: args(&[
-            ("--node", node.name.clone()),
-            ("--zone", node.zone.clone()),
-            ("--handover", shown(run_dir.join("handover.sock"))),
-            ("--controller", format!("https://{controller}")),
-            ("--trust-bundle", shown(lab.paths.bundle())),
-            ("--token-file", shown(lab.paths.token(&node.name))),
-            ("--snapshot-dir", shown(run_dir.join("snapshot"))),
-            ("--metrics", any(PORT_METRICS)),
-            ("--ready", any(PORT_READY)),
-            ("--access-log", shown(lab.paths.access_log(&node.name))),
-        ]),
-        netns: node.proxy_netns.clone(),
-        probe_netns: node.netns.clone(),
-        ready: Ready::Http(ready),
-    }
-}
-
-/// Starts parts and waits until all are ready; whoever waits for the lab bounds the time.
-async fn launch(lab: &Arc<Lab>, parts: &Arc<Parts>, tasks: &mut JoinSet<()>, list: Vec<Part>) {
-    let names: Vec<String> = list.iter().map(|part| part.name.clone()).collect();
-    for part in list {
-        parts.change(&part.name, |_| {});
-        let part = Arc::new(part);
-        tasks.spawn(supervise(
-            Arc::clone(lab),
-            Arc::clone(parts),
-            Arc::clone(&part),
-        ));
-        tasks.spawn(watch_readiness(Arc::clone(parts), part));
-    }
-    loop {
-        let status = parts.status();
-        if names
-            .iter()
-            .all(|name| status.get(name).is_some_and(|status| status.ready))
-        {
-            return;
-        }
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-async fn supervise(lab: Arc<Lab>, parts: Arc<Parts>, part: Arc<Part>) {
-    let mut backoff = FIRST_BACKOFF;
-    loop {
-        let began = Instant::now();
-        let ended = match once(&lab, &parts, &part).await {
-            Ok(status) => format!("ended: {status}"),
-            Err(error) => format!("can't be run: {error:#}"),
-        };
-        tracing::warn!(part = part.name, ended, "part is started again");
-        if began.elapsed() > LONG_RUN {
-            backoff = FIRST_BACKOFF;
-        }
-        parts.change(&part.name, |status| {
-            status.running = false;
-            status.ready = false;
-            status.pid = None;
-            status.message = ended;
-        });
-        tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(MAX_BACKOFF);
-        parts.change(&part.name, |status| status.restarts += 1);
-    }
-}
-
-async fn once(lab: &Lab, parts: &Parts, part: &Part) -> anyhow::Result<std::process::ExitStatus> {
-    let log = lab.paths.part_log(&part.name);
-    let log = OpenOptions::new().create(true).append(true).open(log)?;
-    let runtime = tokio::runtime::Handle::current();
-    let mut child = netns::run(&part.netns, || {
-        let _context = runtime.enter();
-        let mut command = Command::new(lab.programs.join(part.program));
-        command
-            .args(&part.args)
-            .stdin(Stdio::null())
-            .stderr(log.try_clone()?)
-            .stdout(log);
-        // The log is a file.
-        command.env("NO_COLOR", "1").process_group(0).spawn()
-    })?
-    .with_context(|| format!("{} in {}", part.program, lab.programs.display()))?;
-    parts.change(&part.name, |status| {
-        status.running = true;
-        status.pid = child.id();
-    });
-    Ok(child.wait().await?)
-}
-
-async fn watch_readiness(parts: Arc<Parts>, part: Arc<Part>) {
-    loop {
-        let asked = tokio::time::timeout(POLL_TIMEOUT, ask(&part)).await;
-        let answer = asked.unwrap_or_else(|_| Err("no answer".into()));
-        let ready = answer.is_ok();
-        parts.change(&part.name, |status| {
-            status.ready = ready && status.running;
-            if status.running {
-                status.message = answer.err().unwrap_or_default();
-            }
-        });
-        tokio::time::sleep(if ready { POLL * 10 } else { POLL }).await;
-    }
-}
-
-async fn ask(part: &Part) -> Result<(), String> {
-    match &part.ready {
-        Ready::Socket(path) => tokio::net::UnixStream::connect(path)
-            .await
-            .map(drop)
-            .map_err(|error| format!("{}: {error}", path.display())),
-        Ready::Http(to) => {
-            let request = http::Get {
-                to: *to,
-                host: None,
-                path: "/ready",
-                headers: &[],
-            };
-            let answer = http::get(&part.probe_netns, request)
-                .await
-                .map_err(|e| format!("{e:#}"))?;
-            if answer.status == 200 {
-                return Ok(());
-            }
-            let body = String::from_utf8_lossy(&answer.body);
-            Err(body.trim().replace('\n', "; "))
-        }
-    }
-}
-
 /// A page of the controller's, such as `/debug/invalid`.
 pub(crate) async fn controller_page(lab: &Lab, path: &str) -> Option<serde_json::Value> {
     let to = SocketAddr::new(lab.plan.controller(), CONTROLLER_HTTP_PORT);
@@ -340,6 +346,6 @@ pub(crate) async fn controller_page(lab: &Lab, path: &str) -> Option<serde_json:
         headers: &[],
     };
     let asked = http::get(&lab.plan.fabric.netns, request);
-    let answer = tokio::time::timeout(POLL_TIMEOUT, asked).await.ok()?.ok()?;
+    let answer = time::timeout(PAGE, asked).await.ok()?.ok()?;
     (answer.status == 200).then(|| serde_json::from_slice(&answer.body).ok())?
 }

@@ -50,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) fabric: Fabric,
     pub(crate) nodes: Vec<NodePlan>,
+    /// The `rp_filter` of nodes and pods; none: strict on nodes, pods as the machine has it.
+    pub(crate) rp_filter: Option<u8>,
 }
 
 /// The namespace that holds the bridge and the controller.
@@ -65,8 +67,6 @@ pub(crate) struct NodePlan {
     pub(crate) name: String,
     pub(crate) zone: String,
     pub(crate) netns: String,
-    /// The pod network of the node's proxy.
-    pub(crate) proxy_netns: String,
     pub(crate) addresses: Vec<Cidr>,
     pub(crate) pod_cidrs: Vec<Cidr>,
 }
@@ -76,6 +76,25 @@ impl NodePlan {
     pub(crate) fn address(&self) -> IpAddr {
         self.addresses[0].address
     }
+
+    /// The pod network of one of the node's proxies: the first, or one that runs beside others.
+    pub(crate) fn proxy_netns(&self, number: usize) -> String {
+        match number {
+            1 => format!("{}-proxy", self.netns),
+            number => format!("{}-proxy{number}", self.netns),
+        }
+    }
+
+    /// Whether a network namespace is that of one of the node's proxies.
+    pub(crate) fn is_proxy_netns(&self, netns: &str) -> bool {
+        netns.strip_prefix(&self.netns).is_some_and(is_proxy_suffix)
+    }
+}
+
+/// Whether text is what [`NodePlan::proxy_netns`] puts behind the node's own.
+fn is_proxy_suffix(text: &str) -> bool {
+    text.strip_prefix("-proxy")
+        .is_some_and(|number| number.chars().all(|c| c.is_ascii_digit()))
 }
 
 /// Why a lab can't be planned.
@@ -107,7 +126,6 @@ impl Plan {
                 name: format!("n{i}"),
                 zone: format!("zone-{}", (i - 1) % zones + 1),
                 netns: format!("weft-{name}-n{i}"),
-                proxy_netns: format!("weft-{name}-n{i}-proxy"),
                 addresses: vec![Cidr::v4(10, 240, 0, 10 + i, 24)],
                 pod_cidrs: vec![Cidr::v4(10, 244, i, 0, 24)],
             })
@@ -119,6 +137,7 @@ impl Plan {
                 addresses: vec![Cidr::v4(10, 240, 0, 1, 24)],
             },
             nodes,
+            rp_filter: None,
         })
     }
 
@@ -171,7 +190,9 @@ pub(crate) fn owns_netns(lab: &str, netns: &str) -> bool {
     rest == "fabric"
         || rest.starts_with("p.")
         || node(rest)
-        || rest.strip_suffix("-proxy").is_some_and(node)
+        || rest
+            .find("-proxy")
+            .is_some_and(|at| node(&rest[..at]) && is_proxy_suffix(&rest[at..]))
 }
 
 #[cfg(test)]
@@ -215,11 +236,27 @@ mod tests {
     }
 
     #[test]
+    fn proxies_of_a_node_that_run_side_by_side_have_namespaces_of_their_own() {
+        let node = &Plan::new("a", 11, None).unwrap().nodes[0];
+        assert_eq!(node.proxy_netns(1), "weft-a-n1-proxy");
+        assert_eq!(node.proxy_netns(2), "weft-a-n1-proxy2");
+        for number in [1, 2, 30] {
+            assert!(node.is_proxy_netns(&node.proxy_netns(number)));
+        }
+        for other in ["weft-a-n1", "weft-a-n11-proxy", "weft-a-n1-proxyx"] {
+            assert!(!node.is_proxy_netns(other), "{other}");
+        }
+    }
+
+    #[test]
     fn a_netns_belongs_to_one_lab_even_if_one_name_begins_another() {
         let cases = [
             ("a", "weft-a-fabric", true),
             ("a", "weft-a-n1", true),
             ("a", "weft-a-n12-proxy", true),
+            ("a", "weft-a-n12-proxy2", true),
+            ("a", "weft-a-n1-proxy2-fabric", false),
+            ("a", "weft-a-proxy", false),
             ("a", "weft-a-p.shop.client-1", true),
             ("a", "weft-a-n1-fabric", false),
             ("a-n1", "weft-a-n1-fabric", true),

@@ -2,7 +2,7 @@
 //! the CNI chain), its containers' processes, its status in the API. Ends when the pod was deleted
 //! and everything of it is gone.
 
-use std::{fs, net::IpAddr, sync::Arc, time::Duration};
+use std::{fs, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use weft_source::ObjectKey;
 
 use super::{
-    api::now,
+    api::{new_uid, now},
     cni,
     container::{Container, Enter, Status},
     lab::Lab,
-    netns,
+    links, netns,
     plan::NodePlan,
     pod_status::{Report, keep_transition_times, status},
     podspec::{self, ContainerPlan, PodPlan},
@@ -35,6 +35,45 @@ pub(crate) const CONFIG_ERROR: &str = "CreateContainerConfigError";
 /// Reason of a pod whose network can't be made.
 pub(crate) const SANDBOX_ERROR: &str = "FailedCreatePodSandBox";
 
+/// A pod's sandbox, as a container runtime names it: a new one after each reboot of the node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sandbox {
+    uid: String,
+    id: String,
+    /// The one before, of which the plugins have not been told that it is gone.
+    former: Option<String>,
+    /// How many there were before.
+    count: u32,
+}
+
+impl Sandbox {
+    /// A new pod's.
+    pub(crate) fn first(pod: &Pod) -> Self {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        Self {
+            id: uid.replace('-', ""),
+            uid,
+            former: None,
+            count: 0,
+        }
+    }
+
+    /// That of the same pod after this one was lost.
+    pub(crate) fn next(self) -> Self {
+        Self {
+            uid: self.uid,
+            former: Some(self.id),
+            id: new_uid().replace('-', ""),
+            count: self.count + 1,
+        }
+    }
+
+    /// Whether it is, or was, this pod's.
+    pub(crate) fn is_of(&self, pod: &Pod) -> bool {
+        pod.metadata.uid.as_ref() == Some(&self.uid)
+    }
+}
+
 /// One pod on its node.
 struct Runner {
     lab: Arc<Lab>,
@@ -42,6 +81,7 @@ struct Runner {
     node: NodePlan,
     pod: Pod,
     netns: String,
+    sandbox: Sandbox,
     host_network: bool,
     deleted: CancellationToken,
     report: Mutex<Report>,
@@ -53,6 +93,7 @@ pub(crate) async fn run(
     key: ObjectKey,
     pod: Pod,
     node: NodePlan,
+    sandbox: Sandbox,
     deleted: CancellationToken,
 ) {
     let host_network = pod
@@ -82,6 +123,7 @@ pub(crate) async fn run(
         node,
         pod,
         netns,
+        sandbox,
         host_network,
         deleted,
     };
@@ -128,6 +170,7 @@ impl Runner {
         if self.host_network {
             return Some(Value::Null);
         }
+        self.forget_former();
         let mut backoff = FIRST_BACKOFF;
         loop {
             let error = match self.blocking(|runner| runner.sandbox(|sandbox| sandbox.add())) {
@@ -156,26 +199,44 @@ impl Runner {
     ) -> anyhow::Result<T> {
         if !netns::path(&self.netns).exists() {
             netns::create(&self.netns)?;
+            links::reverse_path_filter(&self.lab.plan, &self.netns)?;
         }
+        work(&self.attachment(&self.sandbox.id, &netns::path(&self.netns))?)
+    }
+
+    fn attachment<'a>(&'a self, id: &'a str, netns: &'a Path) -> anyhow::Result<cni::Sandbox<'a>> {
         let conflist = self
             .lab
             .conflist(&self.node.name)
             .context("the node's CNI configuration")?;
-        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
-        let id = uid.replace('-', "");
-        work(&cni::Sandbox {
+        Ok(cni::Sandbox {
             conflist,
             path: &self.lab.cni_path,
             node_netns: &self.node.netns,
-            container_id: &id,
-            netns: &netns::path(&self.netns),
+            container_id: id,
+            netns,
             args: vec![
                 ("K8S_POD_NAMESPACE", self.key.namespace.clone()),
                 ("K8S_POD_NAME", self.key.name.clone()),
-                ("K8S_POD_INFRA_CONTAINER_ID", id.clone()),
-                ("K8S_POD_UID", uid),
+                ("K8S_POD_INFRA_CONTAINER_ID", id.to_owned()),
+                ("K8S_POD_UID", self.sandbox.uid.clone()),
             ],
         })
+    }
+
+    /// Tells the plugins that the sandbox before a reboot is gone, as a runtime does when it finds
+    /// one dead: without a network namespace, for there is none any more.
+    fn forget_former(&self) {
+        let Some(former) = &self.sandbox.former else {
+            return;
+        };
+        let gone = self.blocking(|runner| {
+            let attachment = runner.attachment(former, Path::new(""))?;
+            attachment.delete(None)
+        });
+        if let Err(error) = gone {
+            tracing::warn!(pod = %self.name(), error = %format!("{error:#}"), "CNI DEL failed");
+        }
     }
 
     /// Runs what blocks (plugins) without holding up the runtime's other tasks.
@@ -265,6 +326,7 @@ impl Runner {
             node_netns: self.node.netns.clone(),
             address,
             grace,
+            restarts: self.sandbox.count,
             stop: stop.clone(),
         }
     }

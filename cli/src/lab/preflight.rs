@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command};
 
-use super::{cni, netns, parts};
+use super::{cni, netns, programs};
 
 /// Checks before anything is made.
 pub(crate) fn check(mesh: bool) -> Result<(), String> {
@@ -32,7 +32,7 @@ pub(crate) fn check(mesh: bool) -> Result<(), String> {
         }
     }
     if mesh {
-        for program in parts::PROGRAMS {
+        for program in programs::PROGRAMS {
             let file = programs.join(program);
             if !file.is_file() {
                 return Err(format!(

@@ -32,6 +32,33 @@ pub(crate) enum Request {
         name: String,
         labels: BTreeMap<String, Option<String>>,
     },
+    /// Ends a part until it is started.
+    Stop {
+        part: String,
+        kill: bool,
+    },
+    /// Starts a part that was stopped.
+    Start {
+        part: String,
+        wait: bool,
+    },
+    /// Kills a part; it is started again.
+    Kill {
+        part: String,
+    },
+    /// Replaces a proxy by one beside it.
+    Upgrade {
+        part: String,
+        wait: bool,
+    },
+    /// Kills everything on a node and starts it anew.
+    Reboot {
+        node: String,
+        /// Milliseconds without power.
+        away: u64,
+        /// Of the order in which things start.
+        seed: u64,
+    },
 }
 
 /// The lab's answer.
@@ -40,6 +67,8 @@ pub(crate) enum Answer {
     Applied(Applied),
     Status(Box<LabStatus>),
     Objects(Vec<Value>),
+    /// What was done, for people.
+    Done(String),
     Error(String),
 }
 

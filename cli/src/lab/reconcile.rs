@@ -1,6 +1,6 @@
 //! The lab's controllers, scheduler and kube-proxies in one loop. In: the API's objects. Out: what
 //! follows from them: namespaces, addresses, pods and their nodes, EndpointSlices, the nodes'
-//! rules, the pods' hosts files, and per pod bound to a node a task that runs it.
+//! rules and the pods' hosts files; the kubelets are told of every change.
 
 use std::{
     collections::BTreeMap,
@@ -15,9 +15,6 @@ use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use weft_source::ObjectKey;
 
 use super::{
     api::Api,
@@ -25,10 +22,10 @@ use super::{
         cluster_ips, collect_garbage, endpoint_slices, namespaces, node_labels, run_deployments,
         typed, unschedulable, values,
     },
-    deployments, kubeproxy,
+    kubelets::Kubelets,
+    kubeproxy,
     lab::Lab,
     merge::object_at,
-    pod,
     services::{self, Backends},
 };
 
@@ -40,24 +37,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the loop remembers.
 pub(crate) struct Reconciler {
     lab: Arc<Lab>,
-    pods: BTreeMap<ObjectKey, CancellationToken>,
-    tasks: JoinSet<ObjectKey>,
+    kubelets: Arc<Kubelets>,
     rules: BTreeMap<String, kubeproxy::Rules>,
     next_node: usize,
 }
 
 impl Reconciler {
-    pub(crate) fn new(lab: Arc<Lab>) -> Self {
+    pub(crate) fn new(lab: Arc<Lab>, kubelets: Arc<Kubelets>) -> Self {
         Self {
             lab,
-            pods: BTreeMap::new(),
-            tasks: JoinSet::new(),
+            kubelets,
             rules: BTreeMap::new(),
             next_node: 0,
         }
     }
 
-    /// Follows the API until the task is aborted; the pods' tasks end with it.
+    /// Follows the API until the task is aborted.
     pub(crate) async fn run(mut self) {
         let mut changes = self.lab.api.changes();
         loop {
@@ -76,18 +71,8 @@ impl Reconciler {
             tokio::select! {
                 Some(()) = retry => {}
                 changed = changes.changed() => if changed.is_err() { return },
-                Some(done) = self.tasks.join_next() => self.pod_ended(done),
+                () = self.kubelets.changed() => {}
             }
-        }
-    }
-
-    fn pod_ended(&mut self, done: Result<ObjectKey, tokio::task::JoinError>) {
-        match done {
-            Ok(key) => {
-                self.pods.remove(&key);
-            }
-            Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(%error, "a pod's task ended"),
         }
     }
 
@@ -117,7 +102,7 @@ impl Reconciler {
         write_hosts(&lab, &backends)?;
         let loaded = self.load_rules(&backends);
         // Last: a pod is told to stop after its endpoints say that it does.
-        self.kubelets();
+        self.kubelets.sync();
         loaded.map(|()| version)
     }
 
@@ -153,38 +138,15 @@ impl Reconciler {
         Ok(())
     }
 
-    fn kubelets(&mut self) {
-        for (key, pod) in typed::<Pod>(&self.lab.api, "", "Pod") {
-            let deleted = deployments::is_terminating(&pod);
-            if let Some(token) = self.pods.get(&key) {
-                if deleted {
-                    token.cancel();
-                }
-                continue;
-            }
-            let name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-            let Some(name) = name else { continue };
-            let Some(node) = self.lab.plan.node(&name) else {
-                let message = format!("there is no node {name}");
-                let _ = unschedulable(&self.lab.api, &key, &message);
-                continue;
-            };
-            let token = CancellationToken::new();
-            if deleted {
-                token.cancel();
-            }
-            self.pods.insert(key.clone(), token.clone());
-            let run = pod::run(Arc::clone(&self.lab), key.clone(), pod, node.clone(), token);
-            self.tasks.spawn(async move {
-                run.await;
-                key
-            });
-        }
-    }
-
     fn load_rules(&mut self, backends: &[Backends]) -> anyhow::Result<()> {
         let mut result = Ok(());
         for node in &self.lab.plan.nodes {
+            if self.kubelets.took_boot(&node.name) {
+                self.rules.remove(&node.name);
+            }
+            if !self.kubelets.has_power(&node.name) {
+                continue;
+            }
             let inputs = kubeproxy::NodeRules {
                 pod_cidrs: &node.pod_cidrs,
                 bridge_netfilter: self.lab.has_bridge_netfilter(&node.name),

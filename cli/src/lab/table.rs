@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     kinds,
+    supervise::PartStatus,
     view::{self, Condition, LabStatus, PodRow, RouteRow},
 };
 
@@ -125,19 +126,15 @@ pub(crate) fn status(status: &LabStatus) -> String {
         for (name, part) in &status.parts {
             parts.add_row([
                 name.clone(),
-                if part.ready {
-                    "yes".into()
-                } else {
-                    "no".into()
+                match (part.stopped, part.ready) {
+                    (true, _) => "stopped".into(),
+                    (_, true) => "yes".into(),
+                    (_, false) => "no".into(),
                 },
                 part.restarts.to_string(),
                 part.pid
                     .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-                if part.ready {
-                    String::new()
-                } else {
-                    part.message.clone()
-                },
+                part_note(part),
             ]);
         }
         let _ = writeln!(out, "{}", text(&parts));
@@ -160,6 +157,18 @@ pub(crate) fn status(status: &LabStatus) -> String {
         let _ = writeln!(out, "! {note}");
     }
     out
+}
+
+fn part_note(part: &PartStatus) -> String {
+    let mut notes = Vec::new();
+    if !part.ready && !part.stopped && !part.message.is_empty() {
+        notes.push(part.message.clone());
+    }
+    if !part.draining.is_empty() {
+        let pids: Vec<String> = part.draining.iter().map(ToString::to_string).collect();
+        notes.push(format!("replaced, draining: {}", pids.join(", ")));
+    }
+    notes.join("; ")
 }
 
 /// The controller's list of what it could not use, whatever shape its entries have.

@@ -15,6 +15,7 @@ use super::{
     paths::{Paths, ROOT, State},
     plan::Plan,
     preflight,
+    programs::Extra,
     progress::{self, Outcome},
     sweep, table,
     view::Missing,
@@ -41,6 +42,17 @@ pub(crate) struct Args {
     /// Plain pods only: no controller, agents and proxies.
     #[arg(long)]
     pub(crate) no_mesh: bool,
+    /// An argument for every proxy, such as --proxy-arg=--drain-timeout=5s; may be repeated, and
+    /// goes before what the lab would set itself.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) proxy_arg: Vec<String>,
+    /// An argument for every agent; may be repeated.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) agent_arg: Vec<String>,
+    /// rp_filter of nodes and pods: 0 off, 1 strict, 2 loose.
+    /// [default: strict on nodes; pods as new network namespaces have it]
+    #[arg(long, value_name = "MODE", value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub(crate) rp_filter: Option<u8>,
     /// This process is the lab; its folder has been claimed.
     #[arg(long, hide = true)]
     pub(crate) claimed: bool,
@@ -52,13 +64,20 @@ const CANNOT: u8 = 2;
 /// Runs the command.
 pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
     let plan = match Plan::new(lab, args.nodes, args.zones) {
-        Ok(plan) => plan,
+        Ok(plan) => Plan {
+            rp_filter: args.rp_filter,
+            ..plan
+        },
         Err(error) => return Ok(cannot(&error.to_string())),
     };
     let options = daemon::Options {
         plan,
         files: absolute(&args.files)?,
         mesh: !args.no_mesh,
+        extra: Extra {
+            proxy: args.proxy_arg.clone(),
+            agent: args.agent_arg.clone(),
+        },
     };
     if args.claimed {
         nix::unistd::setsid().context("setsid")?;
@@ -161,6 +180,15 @@ fn detach(lab: &str, options: &daemon::Options, timeout: Duration) -> anyhow::Re
     if !options.mesh {
         command.arg("--no-mesh");
     }
+    for word in &options.extra.proxy {
+        command.arg(format!("--proxy-arg={word}"));
+    }
+    for word in &options.extra.agent {
+        command.arg(format!("--agent-arg={word}"));
+    }
+    if let Some(mode) = options.plan.rp_filter {
+        command.args(["--rp-filter", &mode.to_string()]);
+    }
     for file in &options.files {
         command.arg("-f").arg(file);
     }
@@ -198,7 +226,8 @@ fn detach(lab: &str, options: &daemon::Options, timeout: Duration) -> anyhow::Re
     Ok(ExitCode::FAILURE)
 }
 
-fn report(outcome: &Outcome) {
+/// Says how waiting for a lab ended.
+pub(crate) fn report(outcome: &Outcome) {
     let (status, missing) = match outcome {
         Outcome::Whole(status) => (Some(status), None),
         Outcome::Missing(status, missing) => (status.as_ref(), Some(missing)),

@@ -10,7 +10,7 @@ use weft_api::names::{
     DEFAULT_TRUST_DOMAIN,
 };
 
-use super::{manifests::Invalid, parts::PartStatus, pod::CONFIG_ERROR};
+use super::{manifests::Invalid, pod::CONFIG_ERROR, supervise::PartStatus};
 
 /// Everything that `weft lab status` shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -229,7 +229,10 @@ pub(crate) fn missing(status: &LabStatus) -> Missing {
         missing.waiting.push("the lab's first objects".into());
     }
     for (name, part) in &status.parts {
-        if !part.ready {
+        if part.stopped {
+            let how = format!("{name} is stopped: `weft lab start {name}` starts it");
+            missing.failed.push(how);
+        } else if !part.ready {
             missing
                 .waiting
                 .push(format!("{name} is not ready{}", because(&part.message)));

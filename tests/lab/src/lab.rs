@@ -64,11 +64,18 @@ impl Lab {
     /// Starts a lab of two nodes with these manifests, and waits until it is whole.
     #[track_caller]
     pub fn up(manifests: &str) -> Self {
+        Self::up_with(&[], manifests)
+    }
+
+    /// The same with more arguments to `weft lab up`, such as `["--rp-filter", "1"]`.
+    #[track_caller]
+    pub fn up_with(more: &[&str], manifests: &str) -> Self {
         let lab = Self::named();
         let file = lab.file("lab.yaml", manifests);
         let path = file.to_string_lossy().into_owned();
-        lab.weft(&["up", "-f", &path, "--detach", "--timeout", "90"])
-            .ok();
+        let mut args = vec!["up", "-f", &path, "--detach", "--timeout", "90"];
+        args.extend(more);
+        lab.weft(&args).ok();
         lab
     }
 
@@ -287,6 +294,69 @@ impl Lab {
         found
             .next()
             .unwrap_or_else(|| panic!("no pod {namespace}/{prefix}…"))
+    }
+
+    /// Ends a part (`controller`, `agent/n1`, `proxy/n1`) in order, and keeps it away.
+    #[track_caller]
+    pub fn stop(&self, part: &str) {
+        self.weft(&["stop", part]).ok();
+    }
+
+    /// Starts a part that was stopped, and waits until it is ready.
+    #[track_caller]
+    pub fn start(&self, part: &str) {
+        self.weft(&["start", part]).ok();
+    }
+
+    /// Kills a part with SIGKILL; the lab starts it again.
+    #[track_caller]
+    pub fn kill(&self, part: &str) {
+        self.weft(&["kill", part]).ok();
+    }
+
+    /// Replaces a proxy by one that starts beside it; returns when the old one has ended.
+    #[track_caller]
+    pub fn upgrade(&self, part: &str) -> String {
+        self.weft(&["upgrade", part]).ok()
+    }
+
+    /// Reboots a node; returns when everything on it was started, ready or not.
+    #[track_caller]
+    pub fn reboot(&self, node: &str, more: &[&str]) -> String {
+        let mut args = vec!["reboot", node, "--no-wait"];
+        args.extend(more);
+        self.weft(&args).ok()
+    }
+
+    /// What `weft lab status` knows.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let out = self.weft(&["status", "-o", "json"]).ok();
+        serde_json::from_str(&out).expect("weft prints JSON")
+    }
+
+    /// The process of a part that runs.
+    #[track_caller]
+    pub fn pid(&self, part: &str) -> u32 {
+        let status = self.status();
+        let pid = status["parts"][part]["pid"].as_u64();
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        pid.unwrap_or_else(|| panic!("{part} does not run: {}", status["parts"]))
+    }
+
+    /// Waits until every part and pod of the lab is ready.
+    #[track_caller]
+    pub fn whole(&self, limit: Duration) {
+        eventually(limit, || {
+            let status = self.status();
+            let ready = |value: &Value| value["ready"] == true;
+            let parts = status["parts"].as_object().cloned().unwrap_or_default();
+            let pods = status["pods"].as_array().cloned().unwrap_or_default();
+            if parts.values().all(ready) && pods.iter().all(ready) {
+                return Ok(());
+            }
+            Err(self.weft(&["status"]).out)
+        });
     }
 
     /// What a part of the lab logged (`controller`, `proxy/n1`, …).
