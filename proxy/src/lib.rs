@@ -22,6 +22,7 @@ pub mod pods;
 pub mod prefixed;
 pub mod report;
 pub mod settings;
+pub mod share;
 pub mod sniff;
 pub mod socket;
 pub mod state;

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::stream::TunnelStream;
+use crate::share;
 
 /// How long the peer may take. An application closes at once when its client has; one that does not
 /// must not fill the tunnel with streams that nobody uses.
@@ -48,9 +49,12 @@ impl<G: Send + 'static> Drop for Lingering<G> {
     fn drop(&mut self) {
         if let Some(stream) = self.0.take()
             && stream.waits_for_end()
-            && let Ok(runtime) = Handle::try_current()
+            && Handle::try_current().is_ok()
         {
-            runtime.spawn(timeout(PATIENCE, stream.ended()));
+            share::spawn(async move {
+                // Either way it is dropped.
+                let _ = timeout(PATIENCE, stream.ended()).await;
+            });
         }
     }
 }

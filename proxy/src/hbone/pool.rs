@@ -13,7 +13,6 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use weft_certs::{BundleSource, SpiffeId, SvidSource, tls};
 
 use super::{
@@ -28,6 +27,7 @@ use crate::{
     netns::Netns,
     report::{Failure as Reported, Report},
     settings::Settings,
+    share,
     socket::{self, Source},
     telemetry::{GaugeGuard, Side},
 };
@@ -74,8 +74,6 @@ struct Inner {
     bundle: Arc<dyn BundleSource>,
     settings: Settings,
     report: Report,
-    /// The pod is gone: every tunnel ends at once.
-    kill: CancellationToken,
     destinations: Mutex<HashMap<Destination, Tunnels>>,
 }
 
@@ -122,7 +120,6 @@ impl Pool {
         bundle: Arc<dyn BundleSource>,
         settings: Settings,
         report: Report,
-        kill: CancellationToken,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -132,7 +129,6 @@ impl Pool {
                 bundle,
                 settings,
                 report,
-                kill,
                 destinations: Mutex::new(HashMap::new()),
             }),
         }
@@ -238,7 +234,7 @@ impl Inner {
         let (done, connecting) = watch::channel(None);
         tunnels.connecting = Some(connecting.clone());
         // A task of its own: whoever asked first may go away without failing the others.
-        tokio::spawn(Arc::clone(self).establish(destination.clone(), done));
+        share::spawn(Arc::clone(self).establish(destination.clone(), done));
         Ok(Lease::Wait(connecting))
     }
 
@@ -247,13 +243,7 @@ impl Inner {
         destination: Destination,
         done: watch::Sender<Option<Result<(), ConnectError>>>,
     ) {
-        let result = tokio::select! {
-            result = self.handshake(&destination) => result,
-            () = self.kill.cancelled() => Err(ConnectError::TunnelBroken(
-                destination.address,
-                "the client pod is gone".to_owned(),
-            )),
-        };
+        let result = self.handshake(&destination).await;
         let reported = result.as_ref().map(drop).map_err(Clone::clone);
         self.report.handshake(
             Side::Client,
@@ -266,14 +256,13 @@ impl Inner {
             tunnels.connecting = None;
             match result {
                 Ok((tunnel, driver)) => {
-                    tokio::spawn(drive(
+                    share::spawn(drive(
                         driver,
                         Arc::downgrade(&self),
                         destination,
                         Arc::clone(&tunnel.usage),
                         self.settings,
                         self.report.telemetry().tunnel_opened(Side::Client),
-                        self.kill.clone(),
                     ));
                     tunnels.open.push(Arc::new(tunnel));
                     Ok(())
@@ -333,7 +322,6 @@ async fn drive(
     usage: Arc<Usage>,
     settings: Settings,
     _open: GaugeGuard,
-    kill: CancellationToken,
 ) {
     let pings = driver.ping_pong();
     let watching = async {
@@ -352,7 +340,6 @@ async fn drive(
             None
         }
         end = watching => Some(end),
-        () = kill.cancelled() => None,
     };
     usage.close();
     if let Some(pool) = pool.upgrade() {

@@ -26,6 +26,7 @@ use super::{
     session::{Failed, Session, end},
     upgrade,
 };
+use crate::share;
 
 impl Session {
     /// Forwards a request and returns what the backend (or a filter) says. `grpc` is set if errors
@@ -113,7 +114,7 @@ impl Session {
         head.version = Version::HTTP_11;
         if let Some(pump) = pump {
             // On its own: it must not wait for a client that does not read the response yet.
-            tokio::spawn(pump);
+            share::spawn(pump);
         }
         if let (true, Some(client), Some(backend)) = (switching, client_upgrade, backend_upgrade) {
             exchange.forget_lease();

@@ -51,6 +51,7 @@ use self::{series::SeriesCache, session::Session, upstream::Pools};
 use crate::{
     io::{Connector, Io},
     model::Client,
+    share,
     state::{ServiceTarget, State},
     telemetry::Telemetry,
 };
@@ -137,7 +138,7 @@ impl PodHttp {
             return;
         }
         let pod = Arc::downgrade(self);
-        tokio::spawn(async move {
+        share::spawn(async move {
             let mut sweeps = 0u32;
             loop {
                 tokio::time::sleep(upstream::SWEEP).await;

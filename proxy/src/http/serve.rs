@@ -12,7 +12,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::{io::AsyncWriteExt, time};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -22,7 +22,7 @@ use super::{
     downstream::{Downstream, Spoken},
     session::Session,
 };
-use crate::io::Io;
+use crate::{io::Io, share};
 
 /// Frames to clients: what most read at once.
 const FRAME: u32 = 16 * 1024;
@@ -193,7 +193,7 @@ async fn serve_http2<I: Io + 'static>(
         async move { Ok::<_, Infallible>(session.handle(request).await) }
     });
     let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(share::Spawner)
             .initial_stream_window_size(limits.client_stream_window)
             .initial_connection_window_size(limits.client_connection_window)
             .max_concurrent_streams(limits.client_streams)

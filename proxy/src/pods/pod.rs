@@ -32,6 +32,7 @@ use crate::{
     outbound,
     report::{Record, Report},
     settings::Settings,
+    share::{self, Share},
     socket,
     state::State,
 };
@@ -59,7 +60,10 @@ pub struct Pod {
     accepting: watch::Sender<bool>,
     drain: CancellationToken,
     kill: CancellationToken,
+    /// Counts connections and CONNECTs.
     tasks: TaskTracker,
+    /// Runs them, and what they need.
+    share: Share,
 }
 
 /// The listeners that are served now.
@@ -99,7 +103,6 @@ impl Pod {
             Arc::clone(&node.bundle),
             settings,
             node.report.clone(),
-            kill.clone(),
         );
         let connector = Arc::new(PodConnector::new(
             netns.clone(),
@@ -131,6 +134,7 @@ impl Pod {
             drain: CancellationToken::new(),
             kill,
             tasks: TaskTracker::new(),
+            share: Share::new(),
             node,
         }))
     }
@@ -161,7 +165,8 @@ impl Pod {
                 () = pod.kill.cancelled() => return,
             }
             for (kind, listener) in listeners {
-                tokio::spawn(Arc::clone(&pod).accept(kind, listener, stop.clone()));
+                let accepting = Arc::clone(&pod).accept(kind, listener, stop.clone());
+                pod.share.spawn(accepting);
             }
             pod.accepting.send_replace(true);
         });
@@ -188,7 +193,6 @@ impl Pod {
             let (permit, accepted) = tokio::select! {
                 next = next => next,
                 () = stop.cancelled() => return,
-                () = self.kill.cancelled() => return,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
@@ -212,18 +216,14 @@ impl Pod {
                     _ => outbound::serve(pod, stream, peer).await,
                 }
             });
+            // Who was accepted goes before the next one: a burst is served as it is accepted.
+            share::yield_now().await;
         }
     }
 
     /// Runs a task of this pod: it is waited for by a drain, and dropped when the pod goes.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let kill = self.kill.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = kill.cancelled() => {}
-                () = task => {}
-            }
-        });
+        self.share.spawn(self.tasks.track_future(task));
     }
 
     /// Waits until the pod is served: it is accepted for, and its certificate is there.
@@ -285,6 +285,7 @@ impl Pod {
         self.stop_accepting();
         self.drain.cancel();
         self.kill.cancel();
+        self.share.close();
     }
 
     /// Whether its listeners are served.

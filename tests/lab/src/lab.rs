@@ -4,7 +4,7 @@ use std::{
     env,
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -171,6 +171,17 @@ impl Lab {
         let mut args = vec!["exec", pod, "--"];
         args.extend(command);
         self.weft(&args)
+    }
+
+    /// Starts a command in a pod; its standard output is to be read from the child.
+    pub fn exec_in_background(&self, pod: &str, command: &[&str]) -> Child {
+        Command::new(Self::bin("weft"))
+            .args(["lab", "--name", &self.name, "exec", pod, "--"])
+            .args(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("weft starts")
     }
 
     /// Makes HTTP requests from a pod, one after the other.

@@ -8,4 +8,4 @@ mod lab;
 mod wire;
 
 pub use lab::{Lab, Output, eventually};
-pub use wire::{Answer, ByteReport, GrpcReport, LoadReport, Request};
+pub use wire::{Answer, ByteReport, FloodReport, GrpcReport, LoadReport, Probed, Request};

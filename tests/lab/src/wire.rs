@@ -101,3 +101,23 @@ pub struct GrpcReport {
     /// How a call failed that was asked to: code and message.
     pub failure: String,
 }
+
+/// One request of a probe.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Probed {
+    /// When it was due, in microseconds since 1970.
+    pub at_micros: u64,
+    /// From then to the last byte of the answer.
+    pub took_micros: u64,
+    /// Whether there was a good answer.
+    pub ok: bool,
+}
+
+/// What a flood came to.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct FloodReport {
+    /// Connections or streams that went as the flooder wanted.
+    pub done: u64,
+    /// Those that were refused, reset or ignored.
+    pub failed: u64,
+}

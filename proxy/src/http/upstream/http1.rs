@@ -13,6 +13,7 @@ use super::Destination;
 use crate::{
     http::body::RequestBody,
     io::{ConnectError, Leaving},
+    share,
 };
 
 /// Idle connections.
@@ -72,7 +73,7 @@ impl Http1Pool {
             .await
             .map_err(|error| ConnectError::Io(to.address, error.to_string()))?;
         let address = to.address;
-        tokio::spawn(async move {
+        share::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 debug!(%address, %error, "HTTP/1.1 connection to a backend ended");
             }

@@ -27,6 +27,7 @@ use super::Destination;
 use crate::{
     http::body::RequestBody,
     io::{ConnectError, Leaving},
+    share,
 };
 
 /// Frames to a backend: what most read at once.
@@ -86,7 +87,7 @@ impl Http2Pool {
                         let (told, opening) = watch::channel(None);
                         inner.opening = Some(opening.clone());
                         // A task of its own: a caller that gives up must not fail the others.
-                        tokio::spawn(Arc::clone(self).open(to.clone(), told));
+                        share::spawn(Arc::clone(self).open(to.clone(), told));
                         opening
                     }
                 }
@@ -154,7 +155,7 @@ async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
     let address = to.address;
     // Weak: the connection ends when neither the pool nor a request holds it.
     let shared = Arc::downgrade(&connection);
-    tokio::spawn(async move {
+    share::spawn(async move {
         let ended = poll_fn(|cx| {
             let polled = Pin::new(&mut driver).poll(cx);
             if let Some(shared) = shared.upgrade() {

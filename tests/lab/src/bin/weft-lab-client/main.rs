@@ -4,13 +4,17 @@
 //! weft-lab-client http                                 requests on stdin, answers on stdout
 //! weft-lab-client load --url U --count N …             bounded load with a report
 //! weft-lab-client bytes --to HOST:PORT --send N …      raw bytes against an echo
+//! weft-lab-client probe --to HOST:PORT --seconds S …   requests at fixed times, and their latencies
+//! weft-lab-client flood --kind K --to HOST:PORT …      bursts of what a proxy dislikes
 //! weft-lab-client grpc --to HOST:PORT                   gRPC in every shape
 //! ```
 
 mod bytes;
+mod flood;
 mod grpc;
 mod http;
 mod load;
+mod probe;
 
 use clap::Parser;
 
@@ -22,6 +26,10 @@ enum Command {
     Load(load::Args),
     /// Exchanges raw bytes.
     Bytes(bytes::Args),
+    /// Requests at fixed times, and how long each took.
+    Probe(probe::Args),
+    /// Floods.
+    Flood(flood::Args),
     /// Calls the echo in every shape of gRPC.
     Grpc(grpc::Args),
 }
@@ -35,6 +43,8 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Load(args) => serde_json::to_string(&load::run(args).await?)?,
         Command::Bytes(args) => serde_json::to_string(&bytes::run(args).await)?,
+        Command::Probe(args) => serde_json::to_string(&probe::run(args).await?)?,
+        Command::Flood(args) => serde_json::to_string(&flood::run(args).await?)?,
         Command::Grpc(args) => serde_json::to_string(&grpc::run(args).await?)?,
     };
     println!("{json}");

@@ -1,0 +1,128 @@
+//! A pod's share of the processors. In flow a pod's futures (connections, tunnels, accept loops, what
+//! these spawn); out flows their progress, in turns that are the pod's and not the connection's.
+//!
+//! The runtime's threads know nothing of pods: they take ready tasks first come, first served, and a
+//! pod with a thousand ready connections would stand a thousand times before another's one. So what
+//! the runtime schedules is not a connection but a *shard* of a pod: one task that polls the pod's
+//! ready futures from a queue of its own, for a [`QUANTUM`] at most, and then goes to the end of
+//! the runtime's queue. Whoever waits there waits for one turn of each other pod at most.
+//!
+//! A pod has half as many shards as there are workers: alone it never holds all of them, so
+//! another's work finds a free one at once. What keeps more than half of a node's processors busy
+//! in its proxy is rather a flood than a load.
+//!
+//! What a future of a pod starts by [`spawn`] is of the same shard, and wakes there without a
+//! system call. A panic ends one future, as it would a task.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::runtime::Handle;
+
+use self::shard::Shard;
+
+mod shard;
+#[cfg(test)]
+mod tests;
+
+/// How long a turn lasts; it ends with the poll that exceeds it. Some ten requests fit, so that going
+/// to the end of the queue (under 1 µs) is not felt; ten pods that flood at once delay another by a
+/// millisecond at most.
+const QUANTUM: Duration = Duration::from_micros(100);
+
+thread_local! {
+    /// The shard whose turn it is on this thread.
+    static CURRENT: RefCell<Option<Arc<Shard>>> = const { RefCell::new(None) };
+}
+
+/// The futures of one pod. Closed when dropped.
+#[derive(Debug)]
+pub struct Share {
+    shards: Box<[Arc<Shard>]>,
+    next: AtomicUsize,
+    busy: Arc<AtomicU64>,
+}
+
+impl Share {
+    /// An empty share of the runtime that this is called in.
+    #[must_use]
+    pub fn new() -> Self {
+        let workers = Handle::try_current().map_or(1, |it| it.metrics().num_workers());
+        Self::with_shards((workers / 2).max(1))
+    }
+
+    fn with_shards(shards: usize) -> Self {
+        let busy = Arc::<AtomicU64>::default();
+        Self {
+            shards: (0..shards).map(|_| Shard::new(Arc::clone(&busy))).collect(),
+            next: AtomicUsize::new(0),
+            busy,
+        }
+    }
+
+    /// Runs a future to its end, or until the share is closed. Call it within the runtime.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shards[next % self.shards.len()].spawn(Box::pin(future));
+    }
+
+    /// Drops all futures, soon and in turns, and from now on each new one.
+    pub fn close(&self) {
+        self.shards.iter().for_each(|shard| shard.close());
+    }
+
+    /// Nanoseconds that the share's futures have run.
+    #[must_use]
+    pub fn busy(&self) -> &Arc<AtomicU64> {
+        &self.busy
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Runs a future as part of whatever pod's turn it is; outside of one, as a task of the runtime.
+pub fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    match CURRENT.with_borrow(Clone::clone) {
+        Some(shard) => shard.spawn(Box::pin(future)),
+        None => drop(tokio::spawn(future)),
+    }
+}
+
+/// Lets the other ready futures of the pod go first, and other pods' if the turn is over.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+/// [`spawn`] for hyper.
+#[derive(Clone, Copy, Debug)]
+pub struct Spawner;
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, future: F) {
+        spawn(future);
+    }
+}
