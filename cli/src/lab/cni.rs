@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{
+    family::Family,
     netns,
     paths::Process,
     plan::{NodePlan, POD_BRIDGE},
@@ -52,6 +53,11 @@ pub(crate) fn conflist(node: &NodePlan, data: &Path, weft: Option<Value>) -> Val
         .iter()
         .map(|cidr| json!([{"subnet": cidr.to_string()}]))
         .collect();
+    let routes: Vec<_> = node
+        .pod_cidrs
+        .iter()
+        .map(|cidr| json!({"dst": Family::of(cidr.address).any()}))
+        .collect();
     let bridge = json!({
         "type": "bridge",
         "bridge": POD_BRIDGE,
@@ -62,7 +68,7 @@ pub(crate) fn conflist(node: &NodePlan, data: &Path, weft: Option<Value>) -> Val
             "type": "host-local",
             "dataDir": data,
             "ranges": ranges,
-            "routes": [{"dst": "0.0.0.0/0"}],
+            "routes": routes,
         },
     });
     let plugins: Vec<_> = std::iter::once(bridge).chain(weft).collect();
@@ -222,11 +228,11 @@ pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::plan::Plan;
+    use crate::lab::{family::IpFamily, plan::Plan};
 
     #[test]
     fn a_plugin_gets_the_lists_name_and_version_and_the_previous_result() {
-        let plan = Plan::new("x", 1, None).unwrap();
+        let plan = Plan::new("x", 1, None, IpFamily::Dual).unwrap();
         let list = conflist(
             &plan.nodes[0],
             Path::new("/d"),
@@ -237,8 +243,13 @@ mod tests {
             "cniVersion": "1.0.0", "name": "lab", "type": "weft-cni", "prevResult": {"ips": []},
         });
         assert_eq!(config, expected);
-        let range = &list["plugins"][0]["ipam"]["ranges"];
-        assert_eq!(*range, json!([[{"subnet": "10.244.1.0/24"}]]));
+        let ipam = &list["plugins"][0]["ipam"];
+        let ranges = json!([[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]]);
+        assert_eq!(ipam["ranges"], ranges);
+        assert_eq!(
+            ipam["routes"],
+            json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}])
+        );
     }
 
     #[test]

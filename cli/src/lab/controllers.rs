@@ -21,7 +21,8 @@ use super::{
     endpoints,
     lab::Lab,
     merge::object_at,
-    plan::Plan,
+    plan::{Cidr, Plan},
+    service_ip,
 };
 
 /// Objects of a kind, decoded; what does not decode was refused at apply.
@@ -68,33 +69,27 @@ pub(super) fn namespaces(api: &Api) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn cluster_ips(api: &Api) -> io::Result<()> {
-    let services = typed::<Service>(api, "", "Service");
-    let ip_of = |service: &Service| {
-        service
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.cluster_ip.clone())
+/// Services have the families and addresses that they ask for.
+pub(super) fn cluster_ips(api: &Api, plan: &Plan) -> io::Result<()> {
+    let services = api.list("", "Service");
+    let named = |service: &serde_json::Value| -> Vec<IpAddr> {
+        let texts = service_ip::named(&service["spec"]).into_iter();
+        texts.filter_map(|text| text.parse().ok()).collect()
     };
-    let mut taken: BTreeSet<IpAddr> = services
-        .iter()
-        .filter_map(|(_, service)| ip_of(service)?.parse().ok())
-        .collect();
+    let mut taken: BTreeSet<IpAddr> = services.iter().flat_map(|(_, s)| named(s)).collect();
     for (key, service) in &services {
-        let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
-        let has = ip_of(service).is_some_and(|ip| !ip.is_empty());
-        if has || kind == Some("ExternalName") || service.spec.is_none() {
-            continue;
-        }
-        let Some(address) = endpoints::allocate(&key.namespace, &key.name, &taken) else {
-            tracing::error!(service = %key, "no clusterIP is left");
-            continue;
+        let spec = &service["spec"];
+        let fields = match service_ip::fill(&key.namespace, &key.name, spec, plan, &taken) {
+            Ok(Some(fields)) => fields,
+            Ok(None) => continue,
+            Err(why) => {
+                tracing::error!(service = %key, why, "the Service gets no address");
+                continue;
+            }
         };
-        taken.insert(address);
         api.update(key, |service| {
-            let spec = object_at(service, &["spec"]);
-            spec.insert("clusterIP".into(), address.to_string().into());
-            spec.insert("clusterIPs".into(), json!([address.to_string()]));
+            object_at(service, &["spec"]).extend(fields);
+            taken.extend(named(service));
             weft_source::defaults::apply(service);
         })?;
     }
@@ -250,16 +245,17 @@ pub(super) fn node_labels<'a>(name: &'a str, zone: &'a str) -> BTreeMap<&'static
 pub(crate) fn nodes(lab: &Lab) -> io::Result<()> {
     for node in &lab.plan.nodes {
         let cidrs: Vec<_> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+        let internal =
+            |cidr: &Cidr| json!({"type": "InternalIP", "address": cidr.address.to_string()});
+        let mut addresses: Vec<_> = node.addresses.iter().map(internal).collect();
+        addresses.push(json!({"type": "Hostname", "address": node.name}));
         let object = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": node.name, "labels": node_labels(&node.name, &node.zone)},
             "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
             "status": {
-                "addresses": [
-                    {"type": "InternalIP", "address": node.address().to_string()},
-                    {"type": "Hostname", "address": node.name},
-                ],
+                "addresses": addresses,
                 "conditions": [{"type": "Ready", "status": "True", "reason": "LabReady"}],
             },
         });

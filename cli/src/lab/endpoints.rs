@@ -1,10 +1,7 @@
-//! The EndpointSlice controller, and the allocation of clusterIPs. In: Services, pods, nodes'
-//! zones. Out: the slices that a Service should have, the address it should get. Pure.
+//! The EndpointSlice controller. In: Services, pods, nodes' zones. Out: the slices that a Service
+//! should have. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     api::core::v1::{Pod, Service, ServicePort},
@@ -14,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     deployments::{is_ready, is_terminating},
-    plan::SERVICE_CIDR,
+    family::Family,
 };
 
 /// Label that joins a slice to its Service.
@@ -36,9 +33,27 @@ pub(crate) fn is_headless(service: &Service) -> bool {
     spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
-/// The slices of a Service with a selector: one for each way in which its pods resolve its ports,
-/// so that named ports may differ between versions.
+/// The slices of a Service with a selector: in each of its families one for each way in which its
+/// pods resolve its ports, so that named ports may differ between versions. A pod is in the slices
+/// of the families that it has an address of.
 pub(crate) fn slices(
+    service: &Service,
+    pods: &[Pod],
+    zone_of: &dyn Fn(&str) -> Option<String>,
+) -> Vec<Value> {
+    let families = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ip_families.as_ref());
+    let families = families.into_iter().flatten();
+    families
+        .filter_map(|name| Family::from_name(name))
+        .flat_map(|family| of_family(family, service, pods, zone_of))
+        .collect()
+}
+
+fn of_family(
+    family: Family,
     service: &Service,
     pods: &[Pod],
     zone_of: &dyn Fn(&str) -> Option<String>,
@@ -66,7 +81,7 @@ pub(crate) fn slices(
         {
             continue;
         }
-        let Some(endpoint) = endpoint(pod, publish, zone_of) else {
+        let Some(endpoint) = endpoint(family, pod, publish, zone_of) else {
             continue;
         };
         let resolved = ports.iter().map(|port| resolve(port, pod)).collect();
@@ -93,7 +108,7 @@ pub(crate) fn slices(
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
-                "name": format!("{name}-{}", index + 1),
+                "name": slice_name(name, index + 1, family),
                 "namespace": namespace,
                 "labels": {SERVICE_LABEL: name, MANAGED_LABEL: MANAGER},
                 "ownerReferences": [{
@@ -101,7 +116,7 @@ pub(crate) fn slices(
                     "uid": service.metadata.uid, "controller": true,
                 }],
             },
-            "addressType": "IPv4",
+            "addressType": family.name(),
             "endpoints": endpoints,
             "ports": ports,
         })
@@ -109,9 +124,27 @@ pub(crate) fn slices(
     groups.into_iter().enumerate().map(slice).collect()
 }
 
-fn endpoint(pod: &Pod, publish: bool, zone_of: &dyn Fn(&str) -> Option<String>) -> Option<Value> {
+/// No two Services' slices have one name: IPv4's end in a number, IPv6's do not.
+fn slice_name(service: &str, number: usize, family: Family) -> String {
+    match family {
+        Family::V4 => format!("{service}-{number}"),
+        Family::V6 => format!("{service}-{number}-ipv6"),
+    }
+}
+
+fn endpoint(
+    family: Family,
+    pod: &Pod,
+    publish: bool,
+    zone_of: &dyn Fn(&str) -> Option<String>,
+) -> Option<Value> {
     let status = pod.status.as_ref()?;
-    let address = status.pod_ip.as_deref()?;
+    let listed = status.pod_ips.iter().flatten().map(|ip| &ip.ip);
+    let mut addresses = listed.chain(&status.pod_ip);
+    let address = addresses.find(|text| {
+        let address = text.parse::<IpAddr>();
+        address.is_ok_and(|address| Family::of(address) == family)
+    })?;
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
@@ -156,38 +189,6 @@ fn resolve(port: &ServicePort, pod: &Pod) -> Option<u16> {
     u16::try_from(number).ok()
 }
 
-/// Whether a text is an address that a Service may have.
-pub(crate) fn in_service_cidr(text: &str) -> bool {
-    let (IpAddr::V4(network), Ok(IpAddr::V4(address))) = (SERVICE_CIDR.address, text.parse())
-    else {
-        return false;
-    };
-    let shift = 32 - SERVICE_CIDR.prefix;
-    u32::from(network) >> shift == u32::from(address) >> shift
-}
-
-/// First address that is given out; those before it are left for a DNS server and the like.
-const FIRST: u32 = 16;
-
-/// An address for a Service: the same in every lab as long as nobody else has taken it.
-pub(crate) fn allocate(namespace: &str, name: &str, taken: &BTreeSet<IpAddr>) -> Option<IpAddr> {
-    let IpAddr::V4(network) = SERVICE_CIDR.address else {
-        return None;
-    };
-    let size = (1_u32 << (32 - SERVICE_CIDR.prefix)) - 1 - FIRST;
-    let hash = format!("{namespace}/{name}")
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-        });
-    (0..size)
-        .map(|step| {
-            let offset = FIRST + (hash % size + step) % size;
-            IpAddr::V4(Ipv4Addr::from(u32::from(network) + offset))
-        })
-        .find(|address| !taken.contains(address))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,7 +196,7 @@ mod tests {
     fn service(ports: Value) -> Service {
         serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "s1"},
-            "spec": {"selector": {"app": "web"}, "ports": ports},
+            "spec": {"selector": {"app": "web"}, "ports": ports, "ipFamilies": ["IPv4"]},
         }))
         .unwrap()
     }
@@ -285,16 +286,34 @@ mod tests {
     }
 
     #[test]
-    fn cluster_ips_are_stable_distinct_and_inside_the_cidr() {
-        let mut taken = BTreeSet::new();
-        for i in 0..500 {
-            let address = allocate("shop", &format!("s{i}"), &taken).unwrap();
-            assert!(address.to_string().starts_with("10.96."));
-            assert!(taken.insert(address));
-        }
-        let first = allocate("shop", "s0", &BTreeSet::new());
-        assert!(first.is_some_and(|address| taken.contains(&address)));
-        let again = allocate("shop", "s0", &BTreeSet::from([first.unwrap()]));
-        assert_ne!(again, first);
+    fn each_family_of_a_service_has_slices_of_the_pods_that_have_it() {
+        let mut service = service(json!([{"port": 80, "targetPort": "http"}]));
+        service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
+        let mut both = pod("a", "10.0.0.1", true, 8080, false);
+        both.status.as_mut().unwrap().pod_ips =
+            serde_json::from_value(json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}])).unwrap();
+        let pods = [both, pod("b", "10.0.0.2", true, 8080, false)];
+        let found: Vec<_> = slices(&service, &pods, &zone)
+            .iter()
+            .map(|slice| {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let endpoints = slice["endpoints"].as_array().unwrap();
+                let addresses = endpoints.iter().map(|e| text(&e["addresses"][0]));
+                (
+                    text(&slice["metadata"]["name"]),
+                    text(&slice["addressType"]),
+                    addresses.collect::<Vec<_>>(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("web-1-ipv6".into(), "IPv6".into(), vec!["fd00::1".into()]),
+            (
+                "web-1".into(),
+                "IPv4".into(),
+                vec!["10.0.0.1".into(), "10.0.0.2".into()],
+            ),
+        ];
+        assert_eq!(found, expected);
     }
 }

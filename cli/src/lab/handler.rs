@@ -18,15 +18,14 @@ use weft_source::ObjectKey;
 use super::{
     api::Outcome,
     behind::{Known, behind},
-    controllers, endpoints, kinds,
+    controllers, kinds,
     kubelets::Kubelets,
     lab::Lab,
     manifests::{self, Document, Invalid, Text},
     merge::object_at,
     parts::{self, Parts},
-    plan::SERVICE_CIDR,
     protocol::{Answer, Applied, Request},
-    reboot,
+    reboot, service_ip,
     view::{self, LabStatus},
 };
 
@@ -175,26 +174,25 @@ impl Handler {
             .map_err(|error| say(error.to_string()))
     }
 
-    /// What the API server would refuse of an address that the user chose.
+    /// What the API server would refuse of families and addresses that the user chose.
     fn check_cluster_ip(&self, document: &Document) -> Result<(), String> {
         let key = &document.key;
-        let wanted = document.value["spec"]["clusterIP"]
-            .as_str()
-            .unwrap_or_default();
-        if key.kind != "Service" || !key.group.is_empty() || matches!(wanted, "" | "None") {
+        if key.kind != "Service" || !key.group.is_empty() {
             return Ok(());
         }
-        if !endpoints::in_service_cidr(wanted) {
-            return Err(format!(
-                "spec.clusterIP: {wanted:?} is no address of {SERVICE_CIDR}"
-            ));
+        let spec = &document.value["spec"];
+        service_ip::check(spec, &self.lab.plan)?;
+        let taken = self.lab.api.list("", "Service");
+        for wanted in service_ip::named(spec) {
+            let has = |service: &Value| service_ip::named(&service["spec"]).contains(&wanted);
+            let mut others = taken.iter().filter(|(other, _)| other != key);
+            if wanted != "None"
+                && let Some((other, _)) = others.find(|(_, service)| has(service))
+            {
+                return Err(format!("spec.clusterIP: {wanted} belongs to {other}"));
+            }
         }
-        let taken = self.lab.api.list("", "Service").into_iter();
-        let mut others = taken.filter(|(other, _)| other != key);
-        match others.find(|(_, service)| service["spec"]["clusterIP"] == wanted) {
-            Some((other, _)) => Err(format!("spec.clusterIP: {wanted} belongs to {other}")),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn delete(&self, texts: &[Text]) -> Applied {

@@ -6,20 +6,50 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     io::Write as _,
-    net::IpAddr,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, bail};
 
-use super::{
-    netns,
-    plan::{Cidr, SERVICE_CIDR},
-    services::Backends,
-};
+use super::{family::Family, netns, plan::Cidr, services::Backends};
 
-/// The table's name in every node's namespace.
-const TABLE: &str = "ip weft-services";
+/// The table's name in every node's namespace. Both families are in it, each with a map and a set
+/// of its own, since an nftables map has keys of one type.
+const TABLE: &str = "inet weft-services";
+
+/// What a family is called in nftables.
+struct Words {
+    family: Family,
+    /// In expressions: `ip daddr`.
+    ip: &'static str,
+    /// Type of its addresses.
+    address: &'static str,
+    /// Address and port to chain.
+    ports: &'static str,
+    /// Pairs of one address with itself.
+    hairpin: &'static str,
+    /// Keeps the families' chains apart.
+    suffix: &'static str,
+}
+
+const FAMILIES: [Words; 2] = [
+    Words {
+        family: Family::V4,
+        ip: "ip",
+        address: "ipv4_addr",
+        ports: "ports4",
+        hairpin: "hairpin4",
+        suffix: "",
+    },
+    Words {
+        family: Family::V6,
+        ip: "ip6",
+        address: "ipv6_addr",
+        ports: "ports6",
+        hairpin: "hairpin6",
+        suffix: "-ipv6",
+    },
+];
 
 /// The rules of one node as they were last loaded.
 #[derive(Default)]
@@ -31,6 +61,7 @@ pub(crate) struct Rules {
 /// What a node's rules depend on besides the Services.
 pub(crate) struct NodeRules<'a> {
     pub(crate) pod_cidrs: &'a [Cidr],
+    pub(crate) service_cidrs: &'a [Cidr],
     /// Replies between two pods of the node pass its address translation.
     pub(crate) bridge_netfilter: bool,
 }
@@ -54,12 +85,21 @@ impl Rules {
         for (chain, hook) in base {
             let _ = writeln!(text, "add chain {TABLE} {chain} {{ {hook}; }}");
         }
-        let _ = writeln!(
-            text,
-            "add map {TABLE} ports {{ type ipv4_addr . inet_proto . inet_service : verdict; }}\n\
-             add set {TABLE} hairpin {{ type ipv4_addr . ipv4_addr; }}\n\
-             flush table {TABLE}\nflush map {TABLE} ports\nflush set {TABLE} hairpin"
-        );
+        let _ = writeln!(text, "flush table {TABLE}");
+        for Words {
+            address,
+            ports,
+            hairpin,
+            ..
+        } in FAMILIES
+        {
+            let _ = writeln!(
+                text,
+                "add map {TABLE} {ports} {{ type {address} . inet_proto . inet_service : verdict; }}\n\
+                 add set {TABLE} {hairpin} {{ type {address} . {address}; }}\n\
+                 flush map {TABLE} {ports}\nflush set {TABLE} {hairpin}"
+            );
+        }
         for gone in self.chains.difference(&chains) {
             let _ = writeln!(text, "delete chain {TABLE} {gone}");
         }
@@ -84,6 +124,29 @@ pub(crate) struct Script {
 fn body(node: &NodeRules<'_>, services: &[Backends]) -> (BTreeSet<String>, String) {
     let mut text = String::new();
     let mut chains = BTreeSet::new();
+    for words in &FAMILIES {
+        of_family(words, node, services, &mut chains, &mut text);
+    }
+    (chains, text)
+}
+
+/// The rules of one family. A Service's address of a family leads to endpoints of that family
+/// alone.
+fn of_family(
+    words: &Words,
+    node: &NodeRules<'_>,
+    services: &[Backends],
+    chains: &mut BTreeSet<String>,
+    text: &mut String,
+) {
+    let Words {
+        family,
+        ip,
+        ports,
+        hairpin,
+        suffix,
+        ..
+    } = words;
     let mut elements = Vec::new();
     let mut hairpins = BTreeSet::new();
     for service in services {
@@ -91,13 +154,13 @@ fn body(node: &NodeRules<'_>, services: &[Backends]) -> (BTreeSet<String>, Strin
             let endpoints: Vec<_> = port
                 .endpoints
                 .iter()
-                .filter(|(ip, _)| ip.is_ipv4())
+                .filter(|(address, _)| Family::of(*address) == *family)
                 .collect();
             if endpoints.is_empty() || !matches!(port.protocol.as_str(), "tcp" | "udp" | "sctp") {
                 continue;
             }
             let chain = format!(
-                "svc-{}/{}/{}-{}",
+                "svc-{}/{}/{}-{}{suffix}",
                 service.namespace, service.name, port.protocol, port.port
             );
             let chain = chain.replace(['/', '.'], "_");
@@ -105,71 +168,66 @@ fn body(node: &NodeRules<'_>, services: &[Backends]) -> (BTreeSet<String>, Strin
             let map: Vec<_> = endpoints
                 .iter()
                 .enumerate()
-                .map(|(i, (ip, port))| format!("{i} : {ip} . {port}"))
+                .map(|(i, (address, port))| format!("{i} : {address} . {port}"))
                 .collect();
             let _ = writeln!(
                 text,
-                "add rule {TABLE} {chain} meta l4proto {} dnat ip to numgen random mod {} map {{ {} }}",
+                "add rule {TABLE} {chain} meta l4proto {} dnat {ip} to numgen random mod {} map {{ {} }}",
                 port.protocol,
                 endpoints.len(),
                 map.join(", ")
             );
-            for ip in service.cluster_ips.iter().filter(|ip| ip.is_ipv4()) {
+            let own = service.cluster_ips.iter();
+            for address in own.filter(|address| Family::of(**address) == *family) {
                 elements.push(format!(
-                    "{ip} . {} . {} : goto {chain}",
+                    "{address} . {} . {} : goto {chain}",
                     port.protocol, port.port
                 ));
             }
-            hairpins.extend(endpoints.iter().map(|(ip, _)| ip.to_string()));
+            hairpins.extend(endpoints.iter().map(|(address, _)| address.to_string()));
             chains.insert(chain);
         }
     }
-    let lookup = "ip daddr . meta l4proto . th dport vmap @ports";
     for chain in ["prerouting", "output"] {
-        let _ = writeln!(text, "add rule {TABLE} {chain} {lookup}");
-    }
-    if !elements.is_empty() {
         let _ = writeln!(
             text,
-            "add element {TABLE} ports {{ {} }}",
-            elements.join(", ")
+            "add rule {TABLE} {chain} {ip} daddr . meta l4proto . th dport vmap @{ports}"
         );
+    }
+    if !elements.is_empty() {
+        let elements = elements.join(", ");
+        let _ = writeln!(text, "add element {TABLE} {ports} {{ {elements} }}");
     }
     if !hairpins.is_empty() {
         let pairs: Vec<_> = hairpins.iter().map(|ip| format!("{ip} . {ip}")).collect();
-        let _ = writeln!(
-            text,
-            "add element {TABLE} hairpin {{ {} }}",
-            pairs.join(", ")
-        );
+        let pairs = pairs.join(", ");
+        let _ = writeln!(text, "add element {TABLE} {hairpin} {{ {pairs} }}");
     }
     // A pod that reaches itself through its Service must not see its own address as the client's.
     let _ = writeln!(
         text,
-        "add rule {TABLE} postrouting ct status dnat ip saddr . ip daddr @hairpin masquerade"
+        "add rule {TABLE} postrouting ct status dnat {ip} saddr . {ip} daddr @{hairpin} masquerade"
     );
+    let own = |cidr: &&Cidr| Family::of(cidr.address) == *family;
     if !node.bridge_netfilter {
         // The bridge would carry replies past the translation.
-        for cidr in node
-            .pod_cidrs
-            .iter()
-            .filter(|cidr| matches!(cidr.address, IpAddr::V4(_)))
-        {
+        for cidr in node.pod_cidrs.iter().filter(own) {
             let _ = writeln!(
                 text,
-                "add rule {TABLE} postrouting ct status dnat ip saddr {cidr} ip daddr {cidr} masquerade"
+                "add rule {TABLE} postrouting ct status dnat {ip} saddr {cidr} {ip} daddr {cidr} masquerade"
             );
         }
     }
     // What is still addressed to a Service after translation has no endpoint.
-    for chain in ["forward", "local"] {
-        let _ = writeln!(
-            text,
-            "add rule {TABLE} {chain} ip daddr {SERVICE_CIDR} meta l4proto tcp reject with tcp reset\n\
-             add rule {TABLE} {chain} ip daddr {SERVICE_CIDR} reject"
-        );
+    for cidr in node.service_cidrs.iter().filter(own) {
+        for chain in ["forward", "local"] {
+            let _ = writeln!(
+                text,
+                "add rule {TABLE} {chain} {ip} daddr {cidr} meta l4proto tcp reject with tcp reset\n\
+                 add rule {TABLE} {chain} {ip} daddr {cidr} reject"
+            );
+        }
     }
-    (chains, text)
 }
 
 /// Loads a script in a node's namespace.
@@ -201,11 +259,16 @@ mod tests {
     use super::*;
     use crate::lab::services::PortBackends;
 
+    use crate::lab::{family::IpFamily, plan::Plan};
+
     fn service(name: &str, endpoints: &[&str]) -> Backends {
         Backends {
             namespace: "shop".into(),
             name: name.into(),
-            cluster_ips: vec!["10.96.0.9".parse().unwrap()],
+            cluster_ips: vec![
+                "10.96.0.9".parse().unwrap(),
+                "fd00:10:96::9".parse().unwrap(),
+            ],
             ports: vec![PortBackends {
                 protocol: "tcp".into(),
                 port: 80,
@@ -218,22 +281,30 @@ mod tests {
         }
     }
 
-    const NODE: NodeRules<'static> = NodeRules {
-        pod_cidrs: &[],
-        bridge_netfilter: true,
-    };
+    fn script(rules: &Rules, services: &[Backends]) -> Option<Script> {
+        let plan = Plan::new("x", 1, None, IpFamily::Dual).unwrap();
+        let node = NodeRules {
+            pod_cidrs: &plan.nodes[0].pod_cidrs,
+            service_cidrs: &plan.service_cidrs(),
+            bridge_netfilter: true,
+        };
+        rules.script(&node, services)
+    }
 
     #[test]
-    fn a_port_leads_to_a_random_ready_endpoint() {
-        let script = Rules::default()
-            .script(&NODE, &[service("web", &["10.0.0.1", "10.0.0.2"])])
-            .unwrap()
-            .text;
+    fn a_port_leads_to_a_random_ready_endpoint_of_the_address_s_family() {
+        let endpoints = ["10.0.0.1", "10.0.0.2", "fd00::1"];
+        let script = script(&Rules::default(), &[service("web", &endpoints)]);
+        let script = script.unwrap().text;
         for line in [
-            "add rule ip weft-services svc-shop_web_tcp-80 meta l4proto tcp dnat ip to \
+            "add rule inet weft-services svc-shop_web_tcp-80 meta l4proto tcp dnat ip to \
              numgen random mod 2 map { 0 : 10.0.0.1 . 8080, 1 : 10.0.0.2 . 8080 }",
-            "add element ip weft-services ports { 10.96.0.9 . tcp . 80 : goto svc-shop_web_tcp-80 }",
-            "add element ip weft-services hairpin { 10.0.0.1 . 10.0.0.1, 10.0.0.2 . 10.0.0.2 }",
+            "add element inet weft-services ports4 { 10.96.0.9 . tcp . 80 : goto svc-shop_web_tcp-80 }",
+            "add element inet weft-services hairpin4 { 10.0.0.1 . 10.0.0.1, 10.0.0.2 . 10.0.0.2 }",
+            "add rule inet weft-services svc-shop_web_tcp-80-ipv6 meta l4proto tcp dnat ip6 to \
+             numgen random mod 1 map { 0 : fd00::1 . 8080 }",
+            "add element inet weft-services ports6 { fd00:10:96::9 . tcp . 80 : goto svc-shop_web_tcp-80-ipv6 }",
+            "add element inet weft-services hairpin6 { fd00::1 . fd00::1 }",
         ] {
             assert!(script.contains(line), "{line}\nnot in\n{script}");
         }
@@ -243,22 +314,24 @@ mod tests {
     fn an_update_deletes_only_the_chains_that_are_gone() {
         let mut rules = Rules::default();
         let both = [service("a", &["10.0.0.1"]), service("b", &["10.0.0.2"])];
-        let script = rules.script(&NODE, &both).unwrap();
-        rules.loaded(script);
-        assert!(rules.script(&NODE, &both).is_none());
-        let script = rules.script(&NODE, &both[..1]).unwrap().text;
-        assert!(script.contains("delete chain ip weft-services svc-shop_b_tcp-80"));
-        assert!(!script.contains("delete chain ip weft-services svc-shop_a_tcp-80"));
+        let first = script(&rules, &both).unwrap();
+        rules.loaded(first);
+        assert!(script(&rules, &both).is_none());
+        let script = script(&rules, &both[..1]).unwrap().text;
+        assert!(script.contains("delete chain inet weft-services svc-shop_b_tcp-80"));
+        assert!(!script.contains("delete chain inet weft-services svc-shop_a_tcp-80"));
         assert!(!script.contains("delete table"));
     }
 
     #[test]
     fn a_service_without_endpoints_is_left_to_the_reject_rule() {
-        let script = Rules::default()
-            .script(&NODE, &[service("a", &[])])
+        let script = script(&Rules::default(), &[service("a", &[])])
             .unwrap()
             .text;
         assert!(!script.contains("svc-shop_a"));
-        assert!(script.contains("ip daddr 10.96.0.0/16 meta l4proto tcp reject with tcp reset"));
+        for range in ["ip daddr 10.96.0.0/16", "ip6 daddr fd00:10:96::/112"] {
+            let line = format!("{range} meta l4proto tcp reject with tcp reset");
+            assert!(script.contains(&line), "{line}");
+        }
     }
 }

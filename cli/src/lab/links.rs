@@ -10,8 +10,9 @@ use futures::TryStreamExt;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{
+    family::Family,
     netns,
-    plan::{Cidr, FABRIC_BRIDGE, NODE_LINK, NodePlan, Plan, SERVICE_CIDR},
+    plan::{Cidr, FABRIC_BRIDGE, NODE_LINK, NodePlan, Plan},
 };
 
 /// Runs netlink requests inside a namespace.
@@ -137,8 +138,8 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
             .name(NODE_LINK)
             .setns_by_fd(target.as_raw_fd());
         handle.link().set(message.build()).execute().await?;
-        for cidr in &node.pod_cidrs {
-            route(&handle, *cidr, node.address()).await?;
+        for (cidr, via) in node.pod_cidrs.iter().zip(&node.addresses) {
+            route(&handle, *cidr, via.address).await?;
         }
         anyhow::Ok(())
     })
@@ -152,15 +153,21 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
         }
         up(&handle, link).await?;
         for other in plan.nodes.iter().filter(|other| other.name != node.name) {
-            for cidr in &other.pod_cidrs {
-                route(&handle, *cidr, other.address()).await?;
+            for (cidr, via) in other.pod_cidrs.iter().zip(&other.addresses) {
+                route(&handle, *cidr, via.address).await?;
             }
         }
         // The node's own dials to a Service need a route before they are translated.
-        route(&handle, SERVICE_CIDR, plan.controller()).await
+        for (cidr, via) in plan.service_cidrs().iter().zip(&plan.fabric.addresses) {
+            route(&handle, *cidr, via.address).await?;
+        }
+        Ok(())
     })
     .with_context(|| format!("node {}: addresses and routes", node.name))?;
 
+    if plan.families.list().contains(&Family::V6) {
+        netns::sysctl(&node.netns, &[("net/ipv6/conf/all/forwarding", "1")])?;
+    }
     netns::sysctl(&node.netns, &[("net/ipv4/ip_forward", "1")])?;
     // Strict: the mesh must hold where distributions set it.
     set_reverse_path_filter(&node.netns, plan.rp_filter.unwrap_or(1))
@@ -169,5 +176,9 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
 /// Lets replies between two pods of one node pass the node's address translation, as Kubernetes
 /// asks of its nodes. False if this kernel can't.
 pub(crate) fn bridge_netfilter(node: &NodePlan) -> bool {
-    netns::sysctl(&node.netns, &[("net/bridge/bridge-nf-call-iptables", "1")]).is_ok()
+    const BOTH: [(&str, &str); 2] = [
+        ("net/bridge/bridge-nf-call-iptables", "1"),
+        ("net/bridge/bridge-nf-call-ip6tables", "1"),
+    ];
+    netns::sysctl(&node.netns, &BOTH).is_ok()
 }

@@ -19,6 +19,8 @@ use nix::{
 pub(crate) const DIR: &str = "/run/netns";
 /// Says that weft made the mount at [`DIR`] and so has to remove it.
 const MOUNT_MARK: &str = ".weft-netns-mount";
+/// Whether new links ask whether somebody else has their IPv6 addresses.
+const ACCEPT_DAD: &str = "/proc/sys/net/ipv6/conf/default/accept_dad";
 
 /// The path of a named namespace.
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -67,6 +69,9 @@ pub(crate) fn create(name: &str) -> anyhow::Result<()> {
         scope
             .spawn(|| -> io::Result<()> {
                 unshare(CloneFlags::CLONE_NEWNET)?;
+                // Nobody else has a lab's addresses: they are of use at once, and not after the
+                // second that it takes to ask around. There is no such file where IPv6 is off.
+                let _ = fs::write(ACCEPT_DAD, "0");
                 let none = None::<&str>;
                 mount(
                     Some("/proc/thread-self/ns/net"),

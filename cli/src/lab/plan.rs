@@ -1,9 +1,11 @@
 //! Names and addresses of a lab. In: its name, the number of nodes and zones. Out: every network
 //! namespace, address and subnet; nothing else in the lab invents one.
 //!
-//! Addresses are lists, one entry a family, so that a second family is an addition here.
+//! Addresses are lists, one entry a family, all in the order of the lab's families.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::family::{Family, IpFamily};
 
 /// Most nodes that the address plan has room for.
 pub(crate) const MAX_NODES: u8 = 50;
@@ -39,15 +41,58 @@ impl Cidr {
             prefix,
         }
     }
+
+    /// `fd00:10:a:b::host`: the same digits as IPv4's, in IPv6.
+    const fn v6(a: u16, b: u16, host: u16, prefix: u8) -> Self {
+        Self {
+            address: IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, a, b, 0, 0, 0, host)),
+            prefix,
+        }
+    }
+
+    /// Whether an address is in the subnet.
+    pub(crate) fn contains(self, address: IpAddr) -> bool {
+        let same = |a: u128, b: u128, bits: u8| {
+            let host = u32::from(bits - self.prefix);
+            a.checked_shr(host) == b.checked_shr(host)
+        };
+        match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => same(u32::from(a).into(), u32::from(b).into(), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.into(), b.into(), 128),
+            _ => false,
+        }
+    }
 }
 
-/// Where clusterIPs come from.
-pub(crate) const SERVICE_CIDR: Cidr = Cidr::v4(10, 96, 0, 0, 16);
+/// Where clusterIPs of a family come from.
+const fn service_cidr(family: Family) -> Cidr {
+    match family {
+        Family::V4 => Cidr::v4(10, 96, 0, 0, 16),
+        Family::V6 => Cidr::v6(0x96, 0, 0, 112),
+    }
+}
+
+/// An address in the network between the nodes.
+const fn fabric_address(family: Family, host: u8) -> Cidr {
+    match family {
+        Family::V4 => Cidr::v4(10, 240, 0, host, 24),
+        Family::V6 => Cidr::v6(0x240, 0, host as u16, 64),
+    }
+}
+
+/// The addresses of a node's pods.
+const fn pod_cidr(family: Family, node: u8) -> Cidr {
+    match family {
+        Family::V4 => Cidr::v4(10, 244, node, 0, 24),
+        Family::V6 => Cidr::v6(0x244, node as u16, 0, 64),
+    }
+}
 
 /// The whole lab.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) name: String,
+    pub(crate) families: IpFamily,
     pub(crate) fabric: Fabric,
     pub(crate) nodes: Vec<NodePlan>,
     /// The `rp_filter` of nodes and pods; none: strict on nodes, pods as the machine has it.
@@ -67,14 +112,15 @@ pub(crate) struct NodePlan {
     pub(crate) name: String,
     pub(crate) zone: String,
     pub(crate) netns: String,
+    /// In the network between the nodes.
     pub(crate) addresses: Vec<Cidr>,
     pub(crate) pod_cidrs: Vec<Cidr>,
 }
 
 impl NodePlan {
-    /// The address by which others reach the node.
-    pub(crate) fn address(&self) -> IpAddr {
-        self.addresses[0].address
+    /// The addresses by which others reach the node.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.iter().map(|cidr| cidr.address).collect()
     }
 
     /// The pod network of one of the node's proxies: the first, or one that runs beside others.
@@ -112,7 +158,12 @@ pub(crate) enum PlanError {
 
 impl Plan {
     /// Plans a lab; nodes are spread over the zones in turn.
-    pub(crate) fn new(name: &str, nodes: u8, zones: Option<u8>) -> Result<Self, PlanError> {
+    pub(crate) fn new(
+        name: &str,
+        nodes: u8,
+        zones: Option<u8>,
+        families: IpFamily,
+    ) -> Result<Self, PlanError> {
         check_name(name)?;
         if nodes == 0 || nodes > MAX_NODES {
             return Err(PlanError::Nodes(nodes));
@@ -121,20 +172,23 @@ impl Plan {
         if zones == 0 || zones > nodes {
             return Err(PlanError::Zones(zones));
         }
+        let of_each =
+            |of: &dyn Fn(Family) -> Cidr| families.list().iter().map(|f| of(*f)).collect();
         let nodes = (1..=nodes)
             .map(|i| NodePlan {
                 name: format!("n{i}"),
                 zone: format!("zone-{}", (i - 1) % zones + 1),
                 netns: format!("weft-{name}-n{i}"),
-                addresses: vec![Cidr::v4(10, 240, 0, 10 + i, 24)],
-                pod_cidrs: vec![Cidr::v4(10, 244, i, 0, 24)],
+                addresses: of_each(&|family| fabric_address(family, 10 + i)),
+                pod_cidrs: of_each(&|family| pod_cidr(family, i)),
             })
             .collect();
         Ok(Self {
             name: name.to_owned(),
+            families,
             fabric: Fabric {
                 netns: format!("weft-{name}-fabric"),
-                addresses: vec![Cidr::v4(10, 240, 0, 1, 24)],
+                addresses: of_each(&|family| fabric_address(family, 1)),
             },
             nodes,
             rp_filter: None,
@@ -144,6 +198,18 @@ impl Plan {
     /// The address of the controller.
     pub(crate) fn controller(&self) -> IpAddr {
         self.fabric.addresses[0].address
+    }
+
+    /// Where clusterIPs come from, in each of the lab's families.
+    pub(crate) fn service_cidrs(&self) -> Vec<Cidr> {
+        let families = self.families.list().iter();
+        families.map(|family| service_cidr(*family)).collect()
+    }
+
+    /// Where clusterIPs of a family come from, if the lab has it.
+    pub(crate) fn service_cidr(&self, family: Family) -> Option<Cidr> {
+        let has = self.families.list().contains(&family);
+        has.then(|| service_cidr(family))
     }
 
     /// A node by its name.
@@ -201,7 +267,7 @@ mod tests {
 
     #[test]
     fn nodes_get_distinct_names_addresses_and_subnets() {
-        let plan = Plan::new("weft", 3, Some(2)).unwrap();
+        let plan = Plan::new("weft", 3, Some(2), IpFamily::Dual).unwrap();
         let of = |f: fn(&NodePlan) -> String| plan.nodes.iter().map(f).collect::<Vec<_>>();
         assert_eq!(
             of(|n| n.netns.clone()),
@@ -213,10 +279,60 @@ mod tests {
             ["10.240.0.11/24", "10.240.0.12/24", "10.240.0.13/24"]
         );
         assert_eq!(
+            of(|n| n.addresses[1].to_string()),
+            [
+                "fd00:10:240::b/64",
+                "fd00:10:240::c/64",
+                "fd00:10:240::d/64"
+            ]
+        );
+        assert_eq!(
             of(|n| n.pod_cidrs[0].to_string()),
             ["10.244.1.0/24", "10.244.2.0/24", "10.244.3.0/24"]
         );
+        assert_eq!(
+            of(|n| n.pod_cidrs[1].to_string()),
+            [
+                "fd00:10:244:1::/64",
+                "fd00:10:244:2::/64",
+                "fd00:10:244:3::/64"
+            ]
+        );
         assert_eq!(plan.controller().to_string(), "10.240.0.1");
+    }
+
+    #[test]
+    fn a_single_stack_lab_has_addresses_of_its_family_alone() {
+        for (families, controller) in [
+            (IpFamily::Ipv4, "10.240.0.1"),
+            (IpFamily::Ipv6, "fd00:10:240::1"),
+        ] {
+            let plan = Plan::new("weft", 1, None, families).unwrap();
+            assert_eq!(plan.controller().to_string(), controller);
+            let node = &plan.nodes[0];
+            let counts = [
+                plan.fabric.addresses.len(),
+                node.addresses.len(),
+                node.pod_cidrs.len(),
+                plan.service_cidrs().len(),
+            ];
+            assert_eq!(counts, [1; 4], "{families}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_contains_its_own_addresses_of_its_own_family() {
+        let cases = [
+            (Cidr::v4(10, 96, 0, 0, 16), "10.96.255.255", true),
+            (Cidr::v4(10, 96, 0, 0, 16), "10.97.0.0", false),
+            (Cidr::v4(10, 96, 0, 0, 16), "::ffff:10.96.0.1", false),
+            (Cidr::v6(0x96, 0, 0, 112), "fd00:10:96::ffff", true),
+            (Cidr::v6(0x96, 0, 0, 112), "fd00:10:96::1:0", false),
+        ];
+        for (cidr, address, expected) in cases {
+            let address = address.parse().unwrap();
+            assert_eq!(cidr.contains(address), expected, "{cidr} {address}");
+        }
     }
 
     #[test]
@@ -231,13 +347,14 @@ mod tests {
             ("", 2, None, PlanError::Name(String::new())),
         ];
         for (name, nodes, zones, expected) in cases {
-            assert_eq!(Plan::new(name, nodes, zones), Err(expected));
+            let plan = Plan::new(name, nodes, zones, IpFamily::default());
+            assert_eq!(plan, Err(expected));
         }
     }
 
     #[test]
     fn proxies_of_a_node_that_run_side_by_side_have_namespaces_of_their_own() {
-        let node = &Plan::new("a", 11, None).unwrap().nodes[0];
+        let node = &Plan::new("a", 11, None, IpFamily::default()).unwrap().nodes[0];
         assert_eq!(node.proxy_netns(1), "weft-a-n1-proxy");
         assert_eq!(node.proxy_netns(2), "weft-a-n1-proxy2");
         for number in [1, 2, 30] {

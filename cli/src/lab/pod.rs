@@ -107,7 +107,7 @@ pub(crate) async fn run(
         lab.plan.pod_netns(&key.namespace, &key.name)
     };
     let report = Report {
-        node_address: node.address().to_string(),
+        node_addresses: node.addresses(),
         started: now(),
         addresses: Vec::new(),
         reason: "",
@@ -146,7 +146,7 @@ impl Runner {
         self.change(|report| report.message = "its network is being made".into());
         if let Some(result) = self.attach().await {
             let addresses = if self.host_network {
-                vec![self.node.address()]
+                self.node.addresses()
             } else {
                 cni::addresses(&result)
             };

@@ -13,7 +13,7 @@ use super::{
 /// What is known of a pod; becomes its status.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
-    pub(super) node_address: String,
+    pub(super) node_addresses: Vec<IpAddr>,
     pub(super) started: String,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) reason: &'static str,
@@ -107,7 +107,8 @@ pub(super) fn status(report: &Report, always: bool) -> Value {
             condition("ContainersReady", ready, &waiting.join("; ")),
             condition("Ready", ready, &message),
         ],
-        "hostIP": report.node_address,
+        "hostIP": report.node_addresses.first().map(ToString::to_string),
+        "hostIPs": ips(&report.node_addresses),
         "startTime": report.started,
         "containerStatuses": containers(&report.containers),
     });
@@ -116,17 +117,19 @@ pub(super) fn status(report: &Report, always: bool) -> Value {
     }
     if let Some(first) = report.addresses.first() {
         value["podIP"] = first.to_string().into();
-        value["podIPs"] = report
-            .addresses
-            .iter()
-            .map(|ip| json!({"ip": ip.to_string()}))
-            .collect();
+        value["podIPs"] = ips(&report.addresses);
     }
     if !report.reason.is_empty() {
         value["reason"] = report.reason.into();
         value["message"] = report.message.clone().into();
     }
     value
+}
+
+/// A list of addresses as the API has them.
+fn ips(addresses: &[IpAddr]) -> Value {
+    let each = addresses.iter();
+    each.map(|ip| json!({"ip": ip.to_string()})).collect()
 }
 
 /// A condition that has not changed keeps the time since when it holds.
@@ -148,7 +151,7 @@ mod tests {
 
     fn report(states: Vec<Status>) -> Report {
         Report {
-            node_address: "10.240.0.11".into(),
+            node_addresses: vec!["10.240.0.11".parse().unwrap()],
             started: String::new(),
             addresses: vec!["10.244.1.2".parse().unwrap()],
             reason: "",

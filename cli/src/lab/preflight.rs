@@ -3,12 +3,21 @@
 
 use std::{path::Path, process::Command};
 
-use super::{cni, netns, programs};
+use super::{
+    cni,
+    family::{Family, IpFamily},
+    netns, programs,
+};
 
 /// Checks before anything is made.
-pub(crate) fn check(mesh: bool) -> Result<(), String> {
+pub(crate) fn check(mesh: bool, families: IpFamily) -> Result<(), String> {
     linux_and_root()?;
     namespaces()?;
+    if families.list().contains(&Family::V6) && !Path::new("/proc/net/if_inet6").exists() {
+        return Err(
+            "this kernel has no IPv6 (booted with ipv6.disable=1?): use --ip-family ipv4".into(),
+        );
+    }
     let nft = Command::new("nft").args(["list", "tables"]).output();
     let nft =
         nft.map_err(|error| format!("nft can't be run ({error}): apt-get install nftables"))?;

@@ -85,7 +85,7 @@ impl Reconciler {
         let version = loop {
             let before = api.version();
             namespaces(api)?;
-            cluster_ips(api)?;
+            cluster_ips(api, &lab.plan)?;
             run_deployments(api)?;
             self.schedule()?;
             collect_garbage(api)?;
@@ -149,6 +149,7 @@ impl Reconciler {
             }
             let inputs = kubeproxy::NodeRules {
                 pod_cidrs: &node.pod_cidrs,
+                service_cidrs: &self.lab.plan.service_cidrs(),
                 bridge_netfilter: self.lab.has_bridge_netfilter(&node.name),
             };
             let rules = self.rules.entry(node.name.clone()).or_default();

@@ -9,7 +9,10 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointSlice},
 };
 
-use super::endpoints::{SERVICE_LABEL, is_headless};
+use super::{
+    endpoints::{SERVICE_LABEL, is_headless},
+    family::Family,
+};
 
 /// A Service with the endpoints behind its ports.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,8 +35,8 @@ pub(crate) struct PortBackends {
     pub(crate) endpoints: Vec<(IpAddr, u16)>,
 }
 
-/// Joins Services with slices. Where nothing is ready, endpoints that still serve while they
-/// terminate are taken, as kube-proxy does.
+/// Joins Services with slices. Where nothing of a family is ready, endpoints of it that still serve
+/// while they terminate are taken, as kube-proxy does.
 pub(crate) fn backends(services: &[Service], slices: &[EndpointSlice]) -> Vec<Backends> {
     services
         .iter()
@@ -77,10 +80,10 @@ fn one(service: &Service, slices: &[EndpointSlice]) -> Backends {
         Some(PortBackends {
             protocol: port.protocol.as_deref().unwrap_or("TCP").to_lowercase(),
             port: u16::try_from(port.port).ok()?,
-            endpoints: pick(&own, |slice| in_slice(slice)),
+            endpoints: pick(&own, &|slice| in_slice(slice)),
         })
     });
-    let mut addresses: Vec<IpAddr> = pick(&own, |_| Some(0))
+    let mut addresses: Vec<IpAddr> = pick(&own, &|_| Some(0))
         .into_iter()
         .map(|(address, _)| address)
         .collect();
@@ -94,11 +97,19 @@ fn one(service: &Service, slices: &[EndpointSlice]) -> Backends {
     }
 }
 
-/// Ready endpoints with the port that a slice gives them, or those that serve while they go.
-fn pick(
-    slices: &[&EndpointSlice],
-    port: impl Fn(&EndpointSlice) -> Option<u16>,
-) -> Vec<(IpAddr, u16)> {
+type PortOf<'a> = &'a dyn Fn(&EndpointSlice) -> Option<u16>;
+
+/// The endpoints of each family, IPv4 first, with the port that a slice gives them.
+fn pick(slices: &[&EndpointSlice], port: PortOf<'_>) -> Vec<(IpAddr, u16)> {
+    let of = |family: Family| {
+        let own = slices.iter().filter(|s| s.address_type == family.name());
+        pick_in_family(&own.copied().collect::<Vec<_>>(), port)
+    };
+    [of(Family::V4), of(Family::V6)].concat()
+}
+
+/// Ready endpoints, or those that serve while they go.
+fn pick_in_family(slices: &[&EndpointSlice], port: PortOf<'_>) -> Vec<(IpAddr, u16)> {
     let all = |accept: &dyn Fn(&Endpoint) -> bool| -> Vec<(IpAddr, u16)> {
         let mut found: Vec<_> = slices
             .iter()
@@ -226,5 +237,38 @@ mod tests {
         let abroad = hosts("other", "a", &[], &[with_ip, headless]);
         assert!(abroad.contains("web.shop\n") && !abroad.contains("web\n"));
         assert!(abroad.contains("10.0.0.1\tweb.shop.svc.cluster.local"));
+    }
+
+    #[test]
+    fn a_family_without_ready_endpoints_takes_those_that_still_serve() {
+        let slice = |family: &str, address: &str, ready: bool| {
+            json!({
+                "metadata": {"name": family, "namespace": "shop",
+                    "labels": {"kubernetes.io/service-name": "web"}},
+                "addressType": family,
+                "ports": [{"name": "", "port": 8080}],
+                "endpoints": [{"addresses": [address],
+                    "conditions": {"ready": ready, "serving": true, "terminating": !ready}}],
+            })
+        };
+        let service = json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::9"],
+                "ports": [{"port": 80}]},
+        });
+        let slices = [
+            slice("IPv6", "fd00::1", false),
+            slice("IPv4", "10.0.0.1", true),
+        ];
+        let slices = slices.map(|slice| serde_json::from_value(slice).unwrap());
+        let all = backends(&[serde_json::from_value(service).unwrap()], &slices);
+        let texts: Vec<_> = all[0].ports[0]
+            .endpoints
+            .iter()
+            .map(|(address, _)| address.to_string())
+            .collect();
+        assert_eq!(texts, ["10.0.0.1", "fd00::1"]);
+        let names = hosts("shop", "a", &[], &all);
+        assert!(names.contains("10.96.0.1\tweb") && names.contains("fd00::9\tweb"));
     }
 }

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{
-    client, daemon, netns,
+    client, daemon,
+    family::IpFamily,
+    netns,
     paths::{Paths, ROOT, State},
     plan::Plan,
     preflight,
@@ -33,6 +35,9 @@ pub(crate) struct Args {
     /// How many zones the nodes are spread over [default: one each].
     #[arg(long)]
     pub(crate) zones: Option<u8>,
+    /// Addresses of nodes, pods and Services.
+    #[arg(long, value_name = "FAMILY", value_enum, default_value_t)]
+    pub(crate) ip_family: IpFamily,
     /// Go on in the background once everything is ready.
     #[arg(long, short)]
     pub(crate) detach: bool,
@@ -63,7 +68,7 @@ const CANNOT: u8 = 2;
 
 /// Runs the command.
 pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    let plan = match Plan::new(lab, args.nodes, args.zones) {
+    let plan = match Plan::new(lab, args.nodes, args.zones, args.ip_family) {
         Ok(plan) => Plan {
             rp_filter: args.rp_filter,
             ..plan
@@ -83,7 +88,7 @@ pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
         nix::unistd::setsid().context("setsid")?;
         return run_here(&options, None);
     }
-    if let Err(why) = preflight::check(options.mesh) {
+    if let Err(why) = preflight::check(options.mesh, args.ip_family) {
         return Ok(cannot(&why));
     }
     for file in &options.files {
@@ -177,6 +182,7 @@ fn detach(lab: &str, options: &daemon::Options, timeout: Duration) -> anyhow::Re
     let zones: std::collections::BTreeSet<_> =
         options.plan.nodes.iter().map(|node| &node.zone).collect();
     command.args(["--zones", &zones.len().to_string()]);
+    command.args(["--ip-family", &options.plan.families.to_string()]);
     if !options.mesh {
         command.arg("--no-mesh");
     }

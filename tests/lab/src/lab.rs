@@ -12,12 +12,17 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::wire::{Answer, ByteReport, LoadReport, Request};
+use crate::{
+    Family,
+    wire::{Answer, ByteReport, LoadReport, Request},
+};
 
 /// A running lab. Dropping it takes everything down.
 pub struct Lab {
     /// The lab's name, unique on this machine.
     pub name: String,
+    /// What its nodes, pods and Services have addresses of.
+    pub family: Family,
     files: TempDir,
 }
 
@@ -60,20 +65,39 @@ pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Result<T, Strin
     }
 }
 
+/// An address and a port as URLs and command lines have them.
+pub fn at(address: &str, port: u16) -> String {
+    let address: std::net::IpAddr = address.parse().expect("an IP address");
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
 impl Lab {
     /// Starts a lab of two nodes with these manifests, and waits until it is whole.
     #[track_caller]
     pub fn up(manifests: &str) -> Self {
-        Self::up_with(&[], manifests)
+        Self::up_in(Family::Ipv4, manifests)
     }
 
     /// The same with more arguments to `weft lab up`, such as `["--rp-filter", "1"]`.
     #[track_caller]
     pub fn up_with(more: &[&str], manifests: &str) -> Self {
-        let lab = Self::named();
+        Self::up_in_with(Family::Ipv4, more, manifests)
+    }
+
+    /// Like [`Lab::up`], in a family.
+    #[track_caller]
+    pub fn up_in(family: Family, manifests: &str) -> Self {
+        Self::up_in_with(family, &[], manifests)
+    }
+
+    /// Like [`Lab::up_with`], in a family.
+    #[track_caller]
+    pub fn up_in_with(family: Family, more: &[&str], manifests: &str) -> Self {
+        let lab = Self::named_in(family);
         let file = lab.file("lab.yaml", manifests);
         let path = file.to_string_lossy().into_owned();
         let mut args = vec!["up", "-f", &path, "--detach", "--timeout", "90"];
+        args.extend(["--ip-family", family.flag()]);
         args.extend(more);
         lab.weft(&args).ok();
         lab
@@ -81,11 +105,17 @@ impl Lab {
 
     /// A lab that is not started yet.
     pub fn named() -> Self {
+        Self::named_in(Family::Ipv4)
+    }
+
+    /// A lab of a family that is not started yet: who starts it gives the flag.
+    pub fn named_in(family: Family) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}-{n}", std::process::id());
         Self {
             name,
+            family,
             files: TempDir::new().expect("a folder for the lab's manifests"),
         }
     }
@@ -284,7 +314,24 @@ impl Lab {
         (text("status"), text("reason"), text("message"))
     }
 
-    /// The address of the first pod whose name begins so.
+    /// Where to dial the first pod whose name begins so, at its first address: `10.244.1.3:80`,
+    /// `[fd00:10:244:1::3]:80`.
+    #[track_caller]
+    pub fn pod_at(&self, namespace: &str, prefix: &str, port: u16) -> String {
+        at(&self.pod_ip(namespace, prefix), port)
+    }
+
+    /// All addresses of the first pod whose name begins so, in the order of the lab's families.
+    #[track_caller]
+    pub fn pod_ips(&self, namespace: &str, prefix: &str) -> Vec<String> {
+        let pod = self.pod(namespace, prefix);
+        let all = pod["status"]["podIPs"].as_array();
+        let all = all.expect("a pod with addresses").iter();
+        all.map(|ip| ip["ip"].as_str().expect("an address").to_owned())
+            .collect()
+    }
+
+    /// The first address of the first pod whose name begins so.
     #[track_caller]
     pub fn pod_ip(&self, namespace: &str, prefix: &str) -> String {
         let pod = self.pod(namespace, prefix);

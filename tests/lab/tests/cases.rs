@@ -1,11 +1,11 @@
 //! The table of HTTP cases in `tests/cases`, run in a lab: what the client sends, what the backend
 //! saw, what came back, and what the routes' status says.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
 use serde::Deserialize;
 use serde_json::Value;
-use weft_lab_tests::{Answer, Lab, Request, eventually};
+use weft_lab_tests::{Answer, Family, Lab, Request, eventually, in_families};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 
@@ -81,9 +81,10 @@ fn shop_client() -> String {
     "shop/client".into()
 }
 
-#[test]
-fn every_http_case_holds_at_both_ends() {
-    let lab = Lab::up(SHOP);
+in_families!(every_http_case_holds_at_both_ends: ipv4, ipv6, dual);
+
+fn every_http_case_holds_at_both_ends(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cases");
     let mut files: Vec<_> = fs::read_dir(folder)
         .expect("tests/cases")
@@ -168,7 +169,7 @@ fn request(lab: &Lab, case: &Case) -> Request {
     let url = match &case.to_pod {
         None => case.url.clone(),
         Some(pod) => {
-            let at = format!("{}:{}", lab.pod_ip(&pod.namespace, &pod.prefix), pod.port);
+            let at = lab.pod_at(&pod.namespace, &pod.prefix, pod.port);
             case.url.replace("POD", &at)
         }
     };
@@ -228,10 +229,14 @@ fn check(lab: &Lab, expect: &Expect, answer: &Answer) -> Vec<String> {
         wrong.push(format!("it took {} ms", answer.millis));
     }
     if let Some(pod) = &expect.peer_is {
-        let want = lab.pod_ip(&pod.namespace, &pod.prefix);
-        let peer = seen["peer"].to_string();
-        if !peer.contains(&want) {
-            wrong.push(format!("the backend saw the peer {peer} instead of {want}"));
+        // In the family of the address that the client dialled: which one, its resolver chose.
+        let want = lab.pod_ips(&pod.namespace, &pod.prefix);
+        let peer = seen["peer"].as_str().unwrap_or_default();
+        let peer = peer.parse::<SocketAddr>().map(|peer| peer.ip().to_string());
+        if !peer.as_ref().is_ok_and(|peer| want.contains(peer)) {
+            wrong.push(format!(
+                "the backend saw the peer {peer:?} instead of one of {want:?}"
+            ));
         }
     }
     wrong

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use weft_lab_tests::{Lab, eventually};
+use weft_lab_tests::{Family, Lab, eventually, in_families};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 
@@ -63,7 +63,8 @@ fn foreground(lab: &Lab) -> std::process::Child {
     let mut command = Command::new(Lab::bin("weft"));
     command
         .args(["lab", "up", "--name", &lab.name, "-f"])
-        .arg(file);
+        .arg(file)
+        .args(["--ip-family", lab.family.flag()]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().expect("weft starts");
     eventually(Duration::from_secs(90), || {
@@ -81,16 +82,20 @@ fn signal(pid: u32, which: &str) {
         .expect("kill");
 }
 
-#[test]
-fn after_down_and_after_ctrl_c_nothing_is_left() {
+in_families!(
+    after_down_and_after_ctrl_c_nothing_is_left: ipv4;
+    a_lab_whose_every_part_was_killed_is_cleaned_up_by_down: ipv4, dual;
+);
+
+fn after_down_and_after_ctrl_c_nothing_is_left(family: Family) {
     let links = links_and_rules();
-    let lab = Lab::up(SHOP);
+    let lab = Lab::up_in(family, SHOP);
     assert!(!traces(&lab).is_empty(), "the test can see a lab");
     lab.weft(&["down"]).ok();
     assert_gone(&lab, &links);
     lab.weft(&["down"]).ok();
 
-    let lab = Lab::named();
+    let lab = Lab::named_in(family);
     let mut up = foreground(&lab);
     signal(up.id(), "-INT");
     assert!(
@@ -100,10 +105,9 @@ fn after_down_and_after_ctrl_c_nothing_is_left() {
     assert_gone(&lab, &links);
 }
 
-#[test]
-fn a_lab_whose_every_part_was_killed_is_cleaned_up_by_down() {
+fn a_lab_whose_every_part_was_killed_is_cleaned_up_by_down(family: Family) {
     let links = links_and_rules();
-    let lab = Lab::named();
+    let lab = Lab::named_in(family);
     let mut up = foreground(&lab);
     signal(up.id(), "-KILL");
     up.wait().expect("it ends");

@@ -10,11 +10,17 @@ use std::{
 };
 
 use serde_json::Value;
-use weft_lab_tests::{Lab, Output, eventually};
+use weft_lab_tests::{Family, Lab, Output, at, eventually, in_families};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 const PEER_ID: &str = "spiffe://cluster.local/ns/plain/sa/default";
 const CHECKOUT: &str = "spiffe://cluster.local/ns/shop/sa/checkout";
+
+in_families!(
+    an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_with_any_other: ipv4, ipv6;
+    an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be: ipv4, ipv6;
+    strict_mode_refuses_plaintext_and_permissive_takes_it: ipv4, ipv6, dual;
+);
 
 struct Peer<'a> {
     lab: &'a Lab,
@@ -49,9 +55,10 @@ impl Peer<'_> {
     }
 }
 
-#[test]
-fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_with_any_other() {
-    let lab = Lab::up(SHOP);
+fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_with_any_other(
+    family: Family,
+) {
+    let lab = Lab::up_in(family, SHOP);
     let ip = lab.pod_ip("shop", "checkout-v1");
     let node = lab.pod("shop", "checkout-v1")["spec"]["nodeName"]
         .as_str()
@@ -59,8 +66,8 @@ fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_wit
         .to_owned();
     let peer = Peer {
         lab: &lab,
-        dial: format!("{ip}:15008"),
-        authority: format!("{ip}:8080"),
+        dial: at(&ip, 15008),
+        authority: at(&ip, 8080),
     };
 
     let (output, good) = peer.client(&["--id", PEER_ID, "--expect", CHECKOUT]);
@@ -138,9 +145,10 @@ fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_wit
     // A good certificate, but for another destination.
     let other = lab.pod_ip("shop", "checkout-v2");
     for authority in [
-        format!("{other}:8080"),
+        at(&other, 8080),
         "127.0.0.1:8080".into(),
-        format!("{ip}:15001"),
+        "[::1]:8080".into(),
+        at(&ip, 15001),
     ] {
         let peer = Peer {
             lab: &lab,
@@ -156,9 +164,8 @@ fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_wit
     assert_eq!(output.code, 3, "GET is no tunnel: {value}");
 }
 
-#[test]
-fn an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be() {
-    let lab = Lab::up(SHOP);
+fn an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     let web = lab.pod_ip("plain", "web");
     // The folder is the API: captured is what its annotation says, for a pod that another
     // implementation serves.
@@ -199,7 +206,7 @@ fn an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be() {
         let tunnels = told
             .try_iter()
             .filter_map(|l| serde_json::from_str::<Value>(&l).ok());
-        let mut tunnels = tunnels.filter(|t| t["authority"] == format!("{web}:8080"));
+        let mut tunnels = tunnels.filter(|t| t["authority"] == at(&web, 8080));
         tunnels
             .next()
             .ok_or_else(|| format!("no tunnel to {web}:8080: {answer:?}"))
@@ -241,9 +248,8 @@ fn end(child: &mut Child) {
     child.wait().expect("it ends");
 }
 
-#[test]
-fn strict_mode_refuses_plaintext_and_permissive_takes_it() {
-    let lab = Lab::up(SHOP);
+fn strict_mode_refuses_plaintext_and_permissive_takes_it(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     let from_outside = || lab.get("plain/client", "http://checkout.shop/");
     assert_eq!(from_outside().status, 200);
     lab.weft(&["label", "namespace", "shop", "weft.dev/mtls=strict"])

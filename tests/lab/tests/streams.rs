@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use weft_lab_tests::{GrpcReport, Lab, Request, eventually};
+use weft_lab_tests::{Family, GrpcReport, Lab, Request, eventually, in_families};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 const ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
@@ -14,6 +14,22 @@ spec:
   rules: [{backendRefs: [{name: checkout-v1, port: 80}]}]
 ";
 const MEGA: u64 = 1_000_000;
+
+in_families!(
+    raw_tcp_goes_through_the_tunnel_whole: ipv4, ipv6;
+    http_carries_bodies_trailers_and_upgrades: ipv4, ipv6;
+    an_undeclared_port_that_a_route_reaches_serves_http_and_what_is_not_http: ipv4, dual;
+    grpc_streams_in_both_directions_by_a_grpc_route_and_without: ipv4, ipv6;
+);
+
+/// Much more than fits into buffers.
+fn large(family: Family) -> u64 {
+    if family.is_in_full() {
+        100 * MEGA
+    } else {
+        20 * MEGA
+    }
+}
 
 /// Resident memory of a proxy, in bytes.
 fn rss(lab: &Lab, part: &str) -> u64 {
@@ -34,9 +50,8 @@ fn rss(lab: &Lab, part: &str) -> u64 {
         * 1024
 }
 
-#[test]
-fn raw_tcp_goes_through_the_tunnel_whole() {
-    let lab = Lab::up(SHOP);
+fn raw_tcp_goes_through_the_tunnel_whole(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
 
     let report = lab.bytes("shop/client", "checkout:9000", &["--send", "100000"]);
     assert_eq!(
@@ -55,11 +70,12 @@ fn raw_tcp_goes_through_the_tunnel_whole() {
     );
     assert_eq!((first.echoed, &*first.end), (1_000, "eof"));
 
-    // A hundred megabytes each way at once: every byte checked, memory bounded.
+    // Many megabytes each way at once: every byte checked, memory bounded.
+    let large = large(family);
     let before = [rss(&lab, "proxy/n1"), rss(&lab, "proxy/n2")];
-    let size = (100 * MEGA).to_string();
+    let size = large.to_string();
     let report = lab.bytes("shop/client", "checkout:9000", &["--send", &size]);
-    assert_eq!((report.echoed, &*report.end), (100 * MEGA, "eof"));
+    assert_eq!((report.echoed, &*report.end), (large, "eof"));
     for (part, before) in ["proxy/n1", "proxy/n2"].into_iter().zip(before) {
         let grown = rss(&lab, part).saturating_sub(before);
         assert!(
@@ -82,9 +98,8 @@ fn raw_tcp_goes_through_the_tunnel_whole() {
     assert_eq!((outside.echoed, &*outside.end), (1_000, "eof"));
 }
 
-#[test]
-fn http_carries_bodies_trailers_and_upgrades() {
-    let lab = Lab::up(SHOP);
+fn http_carries_bodies_trailers_and_upgrades(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     lab.apply(ROUTE).ok();
     let request = |url: &str| Request {
         url: url.into(),
@@ -92,13 +107,15 @@ fn http_carries_bodies_trailers_and_upgrades() {
         ..Request::default()
     };
 
+    let bytes = large(family);
+    let download = format!("http://checkout/?bytes={bytes}");
     let large = lab.http(
         "shop/client",
         &[
-            request("http://checkout/?bytes=100000000"),
+            request(&download),
             Request {
                 h2: true,
-                ..request("http://checkout/?bytes=100000000")
+                ..request(&download)
             },
             Request {
                 method: "POST".into(),
@@ -121,8 +138,8 @@ fn http_carries_bodies_trailers_and_upgrades() {
             answer.body.len()
         );
     }
-    assert_eq!(large[0].body_bytes, 100 * MEGA);
-    assert_eq!(large[1].body_bytes, 100 * MEGA);
+    assert_eq!(large[0].body_bytes, bytes);
+    assert_eq!(large[1].body_bytes, bytes);
     assert_eq!(large[2].body_bytes, MEGA);
     assert!(
         !large[3].trailers.is_empty(),
@@ -146,9 +163,8 @@ fn http_carries_bodies_trailers_and_upgrades() {
     assert_eq!(next.status, 200);
 }
 
-#[test]
-fn an_undeclared_port_that_a_route_reaches_serves_http_and_what_is_not_http() {
-    let lab = Lab::up(SHOP);
+fn an_undeclared_port_that_a_route_reaches_serves_http_and_what_is_not_http(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     lab.apply(
         "apiVersion: v1
 kind: Service
@@ -177,9 +193,8 @@ spec:
     assert_eq!((first.echoed, &*first.end), (100, "eof"), "{first:?}");
 }
 
-#[test]
-fn grpc_streams_in_both_directions_by_a_grpc_route_and_without() {
-    let lab = Lab::up(SHOP);
+fn grpc_streams_in_both_directions_by_a_grpc_route_and_without(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     let client = Lab::bin("weft-lab-client").to_string_lossy().into_owned();
     let call = || -> GrpcReport {
         let command = [

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use weft_lab_tests::{Lab, eventually};
+use weft_lab_tests::{Family, Lab, eventually, in_families};
 
 const SHOP: &str = include_str!("../manifests/shop.yaml");
 
@@ -71,35 +71,50 @@ fn assert_share(what: &str, hits: u64, of: u64, share: f64) {
     );
 }
 
-#[test]
-fn ten_thousand_requests_split_as_the_weights_say_while_endpoints_come_and_go() {
-    let lab = Lab::up(SHOP);
+in_families!(
+    requests_split_as_the_weights_say_while_endpoints_come_and_go: ipv4, ipv6, dual;
+    a_changed_weight_is_in_force_within_a_second_on_open_connections: ipv4;
+);
+
+fn requests_split_as_the_weights_say_while_endpoints_come_and_go(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
+    let (count, rate) = if family.is_in_full() {
+        (10_000, "400")
+    } else {
+        (1_500, "200")
+    };
     lab.apply(&split(90, 10)).ok();
     let report = thread::scope(|scope| {
         let load = scope.spawn(|| {
             // Paced, so that it lasts longer than the scaling beside it.
-            let more = ["--rate", "400", "--brief"];
-            lab.load("shop/client", "http://checkout/", 10_000, 16, &more)
+            let more = ["--rate", rate, "--brief"];
+            lab.load("shop/client", "http://checkout/", count, 16, &more)
         });
-        for (version, n) in [
+        let steps = [
             ("v1", 4),
             ("v2", 2),
             ("v1", 1),
             ("v2", 1),
             ("v1", 3),
             ("v1", 2),
-        ] {
+        ];
+        let steps = if family.is_in_full() {
+            &steps[..]
+        } else {
+            &steps[..3]
+        };
+        for &(version, n) in steps {
             lab.apply(&replicas(version, n)).ok();
             wait_for_ready(&lab, version, n);
         }
         load.join().expect("the load ends")
     });
     assert_eq!(report.failed, 0, "lost: {:?}", report.causes);
-    assert_eq!(report.ok, 10_000);
+    assert_eq!(report.ok, count);
     assert_share(
         "v2",
         report.versions.get("v2").copied().unwrap_or(0),
-        10_000,
+        count,
         0.1,
     );
     let pods = report
@@ -110,9 +125,8 @@ fn ten_thousand_requests_split_as_the_weights_say_while_endpoints_come_and_go() 
     assert!(pods > 2, "endpoints came and went: {:?}", report.pods);
 }
 
-#[test]
-fn a_changed_weight_is_in_force_within_a_second_on_open_connections() {
-    let lab = Lab::up(SHOP);
+fn a_changed_weight_is_in_force_within_a_second_on_open_connections(family: Family) {
+    let lab = Lab::up_in(family, SHOP);
     lab.apply(&split(1, 0)).ok();
     let (report, changed) = thread::scope(|scope| {
         let load = scope.spawn(|| {

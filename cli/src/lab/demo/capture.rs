@@ -108,14 +108,21 @@ fn look(frame: &[u8], texts: &[String], seen: &mut Seen) {
     }
 }
 
-/// Source and destination port of a TCP segment in IPv4 in Ethernet.
+/// Source and destination port of a TCP segment in IP in Ethernet. (In a lab nothing puts extension
+/// headers between IPv6's and TCP's.)
 fn tcp_ports(frame: &[u8]) -> Option<[u16; 2]> {
     const ETHERNET: usize = 14;
+    const TCP: u8 = 6;
     let ip = frame.get(ETHERNET..)?;
-    if frame[12..ETHERNET] != [0x08, 0x00] || *ip.get(9)? != 6 {
+    let (protocol, header) = match frame[12..ETHERNET] {
+        [0x08, 0x00] => (*ip.get(9)?, usize::from(ip[0] & 0x0f) * 4),
+        [0x86, 0xdd] => (*ip.get(6)?, 40),
+        _ => return None,
+    };
+    if protocol != TCP {
         return None;
     }
-    let tcp = ip.get(usize::from(ip[0] & 0x0f) * 4..)?;
+    let tcp = ip.get(header..)?;
     let port = |at: usize| Some(u16::from_be_bytes([*tcp.get(at)?, *tcp.get(at + 1)?]));
     Some([port(0)?, port(2)?])
 }
@@ -126,10 +133,21 @@ mod tests {
 
     /// Ethernet, IPv4, TCP, payload.
     fn frame(ports: [u16; 2], payload: &str) -> Vec<u8> {
-        let mut frame = vec![0; 12];
-        frame.extend([0x08, 0x00]);
-        let mut ip = [0; 20];
+        let mut ip = vec![0; 20];
         (ip[0], ip[9]) = (0x45, 6);
+        in_ethernet([0x08, 0x00], &ip, ports, payload)
+    }
+
+    /// Ethernet, IPv6, TCP, payload.
+    fn frame6(ports: [u16; 2], payload: &str) -> Vec<u8> {
+        let mut ip = vec![0; 40];
+        (ip[0], ip[6]) = (0x60, 6);
+        in_ethernet([0x86, 0xdd], &ip, ports, payload)
+    }
+
+    fn in_ethernet(kind: [u8; 2], ip: &[u8], ports: [u16; 2], payload: &str) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        frame.extend(kind);
         frame.extend(ip);
         frame.extend(ports[0].to_be_bytes());
         frame.extend(ports[1].to_be_bytes());
@@ -151,7 +169,7 @@ mod tests {
             &mut seen,
         );
         look(&frame([40000, 15008], "secret"), &texts, &mut seen);
-        look(&frame([15008, 40000], "secret"), &texts, &mut seen);
+        look(&frame6([15008, 40000], "secret"), &texts, &mut seen);
         look(&[0; 5], &texts, &mut seen);
         assert_eq!(
             seen,

@@ -10,7 +10,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use super::{paths::Paths, preflight, sweep, up};
+use super::{family::IpFamily, paths::Paths, preflight, sweep, up};
 use capture::Capture;
 use stage::Stage;
 
@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Leave the lab up at the end.
     #[arg(long)]
     keep: bool,
+    /// Addresses of nodes, pods and Services.
+    #[arg(long, value_name = "FAMILY", value_enum, default_value_t)]
+    ip_family: IpFamily,
 }
 
 /// The lab's name if none is given: a lab of yours stays as it is.
@@ -55,11 +58,11 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs the demo.
 pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
-    if let Err(why) = preflight::check(true) {
+    if let Err(why) = preflight::check(true, args.ip_family) {
         return Ok(up::cannot(&why));
     }
     let folder = tempfile::Builder::new().prefix("weft-demo-").tempdir()?;
-    let stage = Stage::new(lab, folder.path());
+    let stage = Stage::new(lab, folder.path(), args.ip_family);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -94,14 +97,15 @@ fn play(stage: &Stage) -> anyhow::Result<()> {
     stage.write(&MANIFESTS)?;
     stage.title("Two nodes, a shop in the mesh, a namespace outside it");
     let folder = stage.folder();
-    stage.weft(&[
-        "up",
-        "-f",
-        &folder.join("manifests").to_string_lossy(),
-        "--detach",
-        "--timeout",
-        "60",
-    ])?;
+    let manifests = folder.join("manifests");
+    let manifests = manifests.to_string_lossy();
+    let family = stage.family().to_string();
+    let mut up = vec!["up", "-f", &manifests, "--detach", "--timeout", "60"];
+    // A newcomer's first command is not longer than it needs to be.
+    if stage.family() != IpFamily::default() {
+        up.extend(["--ip-family", &family]);
+    }
+    stage.weft(&up)?;
     stage.write_routes(&ROUTES)?;
     let pods = stage.pods("shop")?;
     ensure!(

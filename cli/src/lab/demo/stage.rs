@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::lab::{
     client,
+    family::IpFamily,
     paths::Paths,
     plan::Plan,
     view::{self, PodRow},
@@ -31,16 +32,22 @@ const CONCURRENCY: &str = "8";
 pub(super) struct Stage {
     lab: String,
     folder: PathBuf,
+    family: IpFamily,
     start: Instant,
 }
 
 impl Stage {
-    pub(super) fn new(lab: &str, folder: &Path) -> Self {
+    pub(super) fn new(lab: &str, folder: &Path, family: IpFamily) -> Self {
         Self {
             lab: lab.to_owned(),
             folder: folder.to_owned(),
+            family,
             start: Instant::now(),
         }
+    }
+
+    pub(super) fn family(&self) -> IpFamily {
+        self.family
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -220,7 +227,7 @@ impl Stage {
 
     /// The namespace of the bridge between the nodes.
     pub(super) fn fabric(&self) -> anyhow::Result<String> {
-        Ok(Plan::new(&self.lab, 2, None)?.fabric.netns)
+        Ok(Plan::new(&self.lab, 2, None, self.family)?.fabric.netns)
     }
 
     fn eventually<T>(
