@@ -19,6 +19,7 @@ mod exec;
 mod family;
 mod get;
 mod handler;
+mod health;
 mod http;
 mod kinds;
 mod kubelets;

@@ -339,7 +339,7 @@ mod tests {
                 "env K",
             ),
             (
-                json!({"name": "c", "command": ["x"], "readinessProbe": {"grpc": {"port": 1}}}),
+                json!({"name": "c", "command": ["x"], "readinessProbe": {}}),
                 "readinessProbe",
             ),
         ];

@@ -1,5 +1,5 @@
 //! Probes. In: a container's probe and its pod's address. Out: whether the container passes,
-//! after the thresholds. HTTP and TCP probes come from the node's network namespace as a
+//! after the thresholds. HTTP, TCP and gRPC probes come from the node's network namespace as a
 //! kubelet's do.
 
 use std::{
@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{http, netns};
+use super::{health, http, netns};
 
 /// What a probe does.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,11 @@ pub(crate) enum Handler {
     },
     Tcp {
         port: u16,
+    },
+    /// gRPC's health protocol; the service's name may be empty.
+    Grpc {
+        port: u16,
+        service: String,
     },
     Exec(Vec<String>),
 }
@@ -83,8 +88,13 @@ impl ProbePlan {
             }
         } else if let Some(exec) = &probe.exec {
             Handler::Exec(exec.command.clone().unwrap_or_default())
+        } else if let Some(grpc) = &probe.grpc {
+            Handler::Grpc {
+                port: port_of(&IntOrString::Int(grpc.port), container)?,
+                service: grpc.service.clone().unwrap_or_default(),
+            }
         } else {
-            return Err("the lab knows httpGet, tcpSocket and exec probes".into());
+            return Err("the lab knows httpGet, tcpSocket, grpc and exec probes".into());
         };
         Ok(Self {
             handler,
@@ -195,6 +205,12 @@ pub(crate) async fn once(plan: &ProbePlan, target: &Target<'_>) -> Result<(), St
                     Err(format!("http {to}{path}: answered {status}"))
                 }
             }
+            Handler::Grpc { port, service } => {
+                let to = SocketAddr::new(target.address, *port);
+                health::check(target.node_netns, to, service)
+                    .await
+                    .map_err(|e| format!("grpc {to}: {e:#}"))
+            }
             Handler::Exec(command) => target.container.probe(command).await,
         }
     };
@@ -233,7 +249,8 @@ mod tests {
     #[test]
     fn probes_that_the_lab_cannot_run_say_so() {
         let cases = [
-            (json!({"grpc": {"port": 1}}), "the lab knows"),
+            (json!({}), "the lab knows"),
+            (json!({"grpc": {"port": 0x10000}}), "not a port"),
             (json!({"httpGet": {"port": "nope"}}), "\"nope\""),
             (json!({"tcpSocket": {"port": 70000}}), "not a port"),
             (json!({"httpGet": {"port": 1, "scheme": "HTTPS"}}), "scheme"),

@@ -20,6 +20,8 @@ use crate::behaviour::{Behaviour, End, query_parameter, switch};
 use crate::body::{self, Body, full};
 use crate::grpc::{EchoService, Seen};
 use crate::heads::Heads;
+use crate::health::{self, HealthService};
+use crate::health_proto::health_server::HealthServer;
 use crate::proto::echo_server::EchoServer;
 use crate::upgrade;
 
@@ -55,6 +57,14 @@ pub(crate) async fn handle(
     let number = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
     let head = connection.heads.lock().take();
     if is_grpc(request.headers()) {
+        if request.uri().path().starts_with(health::PREFIX) {
+            let mut service = HealthServer::new(HealthService(Arc::clone(&shared)));
+            let response = service
+                .call(request)
+                .await
+                .unwrap_or_else(|never| match never {});
+            return Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()));
+        }
         let seen = Seen::new(&request, connection.peer.to_string(), &shared.identity);
         request.extensions_mut().insert(seen);
         let mut service = EchoServer::new(EchoService);

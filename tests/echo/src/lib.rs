@@ -10,6 +10,7 @@ mod body;
 pub mod client;
 mod grpc;
 mod heads;
+mod health;
 mod http;
 pub mod server;
 mod tcp;
@@ -19,6 +20,12 @@ mod upgrade;
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod proto {
     tonic::include_proto!("weft.echo.v1");
+}
+
+/// gRPC's health service, generated from `proto/grpc/health/v1/health.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod health_proto {
+    tonic::include_proto!("grpc.health.v1");
 }
 
 /// Any error, as the body and service traits want it.

@@ -30,7 +30,8 @@ HTTP answers are JSON: what was seen of the request. Query parameters or `x-echo
   trailers=1                 trailer `x-echo-trailer: done` (HTTP/1.1: to clients that send TE: trailers)
   set-header=name:value      add a header to the answer
 `Upgrade: websocket` and `Upgrade: echo` give a connection that echoes bytes.
-GET /healthz and /readyz are for probes; POST /readyz?ready=false makes the pod unready.
+GET /healthz and /readyz are for probes; POST /readyz?ready=false makes the pod unready;
+grpc.health.v1.Health/Check says the same by gRPC.
 gRPC: weft.echo.v1.Echo, on the --http ports too.";
 
 #[derive(Parser)]

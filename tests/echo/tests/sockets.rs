@@ -10,6 +10,9 @@ use support::{Started, start, until_end};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_echo::answer::{Answer, Banner};
+use weft_echo::health_proto::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 /// Sends raw bytes, ends the direction and reads everything that comes back.
 async fn raw(server: &Started, request: &str) -> String {
@@ -265,6 +268,35 @@ async fn readiness_follows_what_it_is_told() {
     assert_eq!(status("POST /readyz?ready=true").await, "200");
     assert_eq!(status("GET /readyz").await, "200");
     assert_eq!(status("GET /?status=unheard").await, "400");
+}
+
+#[tokio::test]
+async fn the_grpc_health_service_tells_readiness_and_does_not_know_other_services() {
+    let server = start().await;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.grpc))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut client = HealthClient::new(channel);
+    let mut check = async |service: &str| {
+        let request = HealthCheckRequest {
+            service: service.into(),
+        };
+        let answer = client.check(request).await;
+        answer.map(|answer| answer.into_inner().status())
+    };
+    for service in ["", "weft.echo.v1.Echo"] {
+        assert_eq!(check(service).await.unwrap(), ServingStatus::Serving);
+    }
+    let unknown = check("no.such.Service").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    raw(
+        &server,
+        "POST /readyz?ready=false HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert_eq!(check("").await.unwrap(), ServingStatus::NotServing);
 }
 
 #[tokio::test]
