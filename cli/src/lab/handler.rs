@@ -17,6 +17,7 @@ use weft_source::ObjectKey;
 
 use super::{
     api::Outcome,
+    away,
     behind::{Known, behind},
     controllers, kinds,
     kubelets::Kubelets,
@@ -301,6 +302,7 @@ impl Handler {
     async fn status(&self) -> LabStatus {
         let mut behind = Vec::new();
         let mut controller_invalid = None;
+        let mut parts = self.parts.status();
         if self.lab.mesh {
             let page = |path| parts::controller_page(&self.lab, path);
             // One after the other: a proxy that has acknowledged what is in the tables by then
@@ -308,10 +310,20 @@ impl Handler {
             let tables = page("/debug/tables").await.unwrap_or_default();
             let proxies = page("/debug/proxies").await.unwrap_or_default();
             controller_invalid = page("/debug/invalid").await;
-            behind = self.behind(&Known {
-                tables: &tables,
-                proxies: &proxies,
+            // Nobody to ask: what that means is said instead.
+            if parts
+                .get("controller")
+                .is_none_or(|part| part.away.is_none())
+            {
+                behind = self.behind(&Known {
+                    tables: &tables,
+                    proxies: &proxies,
+                });
+            }
+            let asked = parts.iter_mut().map(async |(name, part)| {
+                part.controller = self.parts.has_controller(name).await;
             });
+            futures::future::join_all(asked).await;
         }
         let api = &self.lab.api;
         if self.lab.settled.load(Ordering::Acquire) != api.version() {
@@ -329,7 +341,8 @@ impl Handler {
             folder: self.lab.paths.root().display().to_string(),
             started: self.started.load(Ordering::Acquire),
             behind,
-            parts: self.parts.status(),
+            away: away::lines(&parts),
+            parts,
             pods: pods.map(|key| view::pod_row(&shown(key))).collect(),
             routes: routes
                 .flat_map(|key| view::route_rows(&shown(key)))

@@ -4,7 +4,9 @@
 
 mod api;
 mod apply;
+mod away;
 mod behind;
+mod capture;
 mod client;
 mod cni;
 mod container;
@@ -100,6 +102,8 @@ enum Command {
     Upgrade(control::UpgradeArgs),
     /// Take a node's power and give it back: everything on it is killed and starts anew.
     Reboot(control::RebootArgs),
+    /// Count packets between nodes and pods that hold texts in clear.
+    Capture(capture::Args),
     /// Take a lab down, also one that was killed.
     Down(down::Args),
     /// Show what the mesh does, in under a minute.
@@ -128,6 +132,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Kill(args) => control::kill(lab, args),
         Command::Upgrade(args) => control::upgrade(lab, args),
         Command::Reboot(args) => control::reboot(lab, args),
+        Command::Capture(args) => capture::run(lab, args),
         Command::Down(args) => down::run(lab, args),
         Command::Demo(args) => demo::run(lab, args),
     }

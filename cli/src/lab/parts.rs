@@ -11,15 +11,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use hyper::body::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time};
+use weft_api::names::PORT_METRICS;
 
 use super::{
     http,
     lab::Lab,
     paths::write_atomic,
     plan::{CONTROLLER_HTTP_PORT, NodePlan},
-    programs::{self, Program},
+    programs::{self, Program, Ready},
     supervise::{Instance, PartStatus},
 };
 
@@ -248,6 +250,22 @@ impl Parts {
         remove_proxy(&self.lab, node, instance).await;
     }
 
+    /// Whether a proxy has the controller's stream, as its metrics say; none if it is no proxy, or
+    /// does not answer.
+    pub(crate) async fn has_controller(&self, name: &str) -> Option<bool> {
+        let slot = self.slot(name).ok().filter(|slot| slot.is_proxy())?;
+        let program = slot.current().program();
+        let Ready::Http(ready) = program.ready else {
+            return None;
+        };
+        let to = SocketAddr::new(ready.ip(), PORT_METRICS);
+        let body = page(&program.probe_netns, to, "/metrics").await?;
+        let text = String::from_utf8_lossy(&body);
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix("weft_xds_connected "))?;
+        Some(value.trim() != "0")
+    }
+
     // === a node's power ===
 
     /// Kills a node's parts; they stay away until [`Self::power_on`].
@@ -339,13 +357,18 @@ fn write_tokens(lab: &Lab) -> anyhow::Result<()> {
 /// A page of the controller's, such as `/debug/invalid`.
 pub(crate) async fn controller_page(lab: &Lab, path: &str) -> Option<serde_json::Value> {
     let to = SocketAddr::new(lab.plan.controller(), CONTROLLER_HTTP_PORT);
+    let body = page(&lab.plan.fabric.netns, to, path).await?;
+    serde_json::from_slice(&body).ok()
+}
+
+async fn page(netns: &str, to: SocketAddr, path: &str) -> Option<Bytes> {
     let request = http::Get {
         to,
         host: None,
         path,
         headers: &[],
     };
-    let asked = http::get(&lab.plan.fabric.netns, request);
+    let asked = http::get(netns, request);
     let answer = time::timeout(PAGE, asked).await.ok()?.ok()?;
-    (answer.status == 200).then(|| serde_json::from_slice(&answer.body).ok())?
+    (answer.status == 200).then_some(answer.body)
 }

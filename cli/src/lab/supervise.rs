@@ -49,6 +49,10 @@ pub(crate) struct PartStatus {
     pub(crate) pid: Option<u32>,
     /// Processes of the part that were replaced and still drain.
     pub(crate) draining: Vec<u32>,
+    /// Seconds since it was ready last, if it was and is not.
+    pub(crate) away: Option<u64>,
+    /// A proxy's: whether it has the controller's stream. None if it does not say.
+    pub(crate) controller: Option<bool>,
 }
 
 /// Whether a process is to run.
@@ -81,6 +85,8 @@ pub(crate) struct Instance {
     program: Mutex<Arc<Program>>,
     wanted: watch::Sender<Wanted>,
     status: watch::Sender<PartStatus>,
+    /// When it was seen ready last.
+    last_ready: Mutex<Option<Instant>>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -97,6 +103,7 @@ impl Instance {
             program: Mutex::new(Arc::new(program)),
             wanted: watch::Sender::new(wanted),
             status: watch::Sender::default(),
+            last_ready: Mutex::default(),
             tasks: Mutex::default(),
         });
         let supervisor = tokio::spawn(Arc::clone(&instance).supervise(Arc::clone(lab)));
@@ -109,6 +116,8 @@ impl Instance {
     pub(crate) fn status(&self) -> PartStatus {
         let mut status = self.status.borrow().clone();
         status.stopped = self.is_stopped();
+        let last_ready = self.last_ready.lock().filter(|_| !status.ready);
+        status.away = last_ready.map(|last| last.elapsed().as_secs());
         status
     }
 
@@ -253,6 +262,9 @@ impl Instance {
             let asked = time::timeout(POLL_TIMEOUT, ask(&program)).await;
             let answer = asked.unwrap_or_else(|_| Err("no answer".into()));
             let ready = answer.is_ok();
+            if ready {
+                *self.last_ready.lock() = Some(Instant::now());
+            }
             self.status.send_if_modified(|status| {
                 let before = (status.ready, status.message.clone());
                 status.ready = ready && status.running;

@@ -147,6 +147,7 @@ pub(crate) fn status(status: &LabStatus) -> String {
         .failed
         .into_iter()
         .chain(missing.waiting)
+        .chain(status.away.iter().cloned())
         .chain(own)
         .chain(controller)
         .collect();
@@ -167,6 +168,9 @@ fn part_note(part: &PartStatus) -> String {
     if !part.draining.is_empty() {
         let pids: Vec<String> = part.draining.iter().map(ToString::to_string).collect();
         notes.push(format!("replaced, draining: {}", pids.join(", ")));
+    }
+    if part.controller == Some(false) {
+        notes.push("not connected to the controller".into());
     }
     notes.join("; ")
 }

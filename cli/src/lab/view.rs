@@ -24,6 +24,8 @@ pub(crate) struct LabStatus {
     pub(crate) started: bool,
     /// What does not know yet what the API holds.
     pub(crate) behind: Vec<String>,
+    /// What does not go on because a part is away.
+    pub(crate) away: Vec<String>,
     pub(crate) parts: BTreeMap<String, PartStatus>,
     pub(crate) pods: Vec<PodRow>,
     pub(crate) routes: Vec<RouteRow>,

@@ -4,10 +4,12 @@
 //! `WEFT_BIN_DIR` names the folder of the binaries (default: beside the test's own), `WEFT_PEER`
 //! the independent HBONE peer.
 
+mod capture;
 mod family;
 mod lab;
 mod wire;
 
+pub use capture::{Capture, Seen};
 pub use family::Family;
 pub use lab::{Lab, Output, at, eventually};
 pub use wire::{Answer, ByteReport, FloodReport, GrpcReport, LoadReport, Probed, Request};

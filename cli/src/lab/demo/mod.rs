@@ -2,7 +2,6 @@
 //! step with what was seen; exit code 0 only if every one was. Everything is taken down again,
 //! unless it is to be kept.
 
-mod capture;
 mod stage;
 
 use std::{path::Path, process::ExitCode, time::Duration};
@@ -10,8 +9,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use super::{family::IpFamily, paths::Paths, preflight, sweep, up};
-use capture::Capture;
+use super::{capture::Capture, family::IpFamily, paths::Paths, preflight, sweep, up};
 use stage::Stage;
 
 /// `weft lab demo`.

@@ -1,8 +1,10 @@
-//! Listens on the wire between the nodes. In: the fabric's namespace and texts to look for. Out:
-//! how often each was seen in clear text, and how much was seen at all. Bounded: nothing is kept.
+//! Listens on the wires between nodes and pods, also as `weft lab capture`. In: namespaces of the
+//! fabric or of nodes, and texts to look for. Out: how often each was seen in clear text, and how
+//! much was seen at all. Bounded: nothing is kept.
 
 use std::{
     io::Read,
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,11 +13,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
+use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_api::names::PORT_HBONE;
 
-use crate::lab::netns;
+use super::{
+    family::IpFamily,
+    netns,
+    paths::{Paths, State},
+    plan::Plan,
+};
+
+/// `weft lab capture`: counts packets that hold texts in clear, until Ctrl-C or SIGTERM.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Args {
+    /// What to look for, such as a request's path.
+    #[arg(required = true)]
+    texts: Vec<String>,
+}
 
 /// `ETH_P_ALL`, as the kernel wants it.
 const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
@@ -27,24 +44,65 @@ const TICK: Duration = Duration::from_millis(50);
 const KERNEL_BUFFER: usize = 8 << 20;
 
 /// What was seen.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Seen {
-    pub(super) frames: u64,
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Seen {
+    pub(crate) frames: u64,
     /// Frames of HBONE tunnels.
-    pub(super) tunnel: u64,
+    pub(crate) tunnel: u64,
     /// Frames that hold each text, in the order in which they were given.
-    pub(super) texts: Vec<u64>,
+    pub(crate) texts: Vec<u64>,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.tunnel += other.tunnel;
+        for (sum, more) in self.texts.iter_mut().zip(&other.texts) {
+            *sum += more;
+        }
+    }
+}
+
+/// Runs the command: every link of the fabric, and every link of every node, where pods of one
+/// node speak to each other. A frame counts on each link that it passes.
+pub(crate) fn run(lab: &str, args: &Args) -> anyhow::Result<ExitCode> {
+    let Some(state) = State::read(&Paths::of(lab))? else {
+        bail!("no lab named {lab} is running: start one with `weft lab up -f PATH`");
+    };
+    // Of the plan only the namespaces' names are asked for, whatever the family.
+    let plan = Plan::new(lab, state.nodes, None, IpFamily::default())?;
+    let nodes = plan.nodes.iter().map(|node| node.netns.as_str());
+    // Before the threads, so that they inherit it: the signal waits until it is asked for.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let captures = std::iter::once(plan.fabric.netns.as_str())
+        .chain(nodes)
+        .map(|netns| Capture::start(netns, args.texts.clone()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    eprintln!("listening");
+    signals.wait()?;
+    let mut sum = Seen {
+        texts: vec![0; args.texts.len()],
+        ..Seen::default()
+    };
+    for capture in captures {
+        sum.add(&capture.stop()?);
+    }
+    println!("{}", serde_json::to_string(&sum)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A capture under way.
-pub(super) struct Capture {
+pub(crate) struct Capture {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<std::io::Result<Seen>>,
 }
 
 impl Capture {
     /// Starts to listen on every link of the namespace.
-    pub(super) fn start(netns: &str, texts: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn start(netns: &str, texts: Vec<String>) -> anyhow::Result<Self> {
         let socket = netns::run(netns, || {
             Socket::new(
                 Domain::PACKET,
@@ -62,7 +120,7 @@ impl Capture {
     }
 
     /// Ends it.
-    pub(super) fn stop(self) -> anyhow::Result<Seen> {
+    pub(crate) fn stop(self) -> anyhow::Result<Seen> {
         self.stop.store(true, Ordering::Release);
         let seen = self
             .thread
