@@ -15,6 +15,7 @@ use weft_certs::SpiffeId;
 
 use crate::{
     copy::{Copied, TcpSide, copy},
+    drain::Drain,
     hbone::{Destination, Lingering, Pool, StreamGuard, TunnelStream},
     io::{BoxStream, ConnectError, Connector, Link},
     model::Workload,
@@ -152,11 +153,11 @@ impl Upstream {
         }
     }
 
-    /// Carries bytes between the client and it, until both have ended.
-    pub async fn carry(self, client: TcpSide) -> Copied {
+    /// Carries bytes between the client and it, until both have ended or are to be closed.
+    pub async fn carry(self, client: TcpSide, drain: &Drain) -> Copied {
         match self {
-            Self::Tcp(stream) => copy(client, TcpSide::new(stream)).await,
-            Self::Tunnel(stream) => copy(client, stream).await,
+            Self::Tcp(stream) => copy(client, TcpSide::new(stream), drain).await,
+            Self::Tunnel(stream) => copy(client, stream, drain).await,
         }
     }
 }

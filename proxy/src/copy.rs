@@ -2,6 +2,8 @@
 //! [`Duplex`]es; out flow byte counts and, if it did not end in order, which side broke and how.
 //!
 //! - An end of one direction (FIN, END_STREAM) is passed on; the other direction goes on.
+//! - When the pod's time to drain is over both sides get their end (FIN, END_STREAM) after what is
+//!   held, and what they still say is read and dropped until they end too, for a bounded time.
 //! - A reset of one side resets the other: nobody takes a truncated stream for a whole one. That
 //!   holds too when the copying future is dropped half way.
 //! - At most one chunk a direction is held: what can't be written is not read.
@@ -23,7 +25,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::socket;
+use crate::{
+    drain::{Drain, LINGER},
+    socket,
+};
 
 /// First read: most requests and small responses fit, and it is one of the allocator's
 /// thread-cached sizes.
@@ -75,6 +80,9 @@ pub enum CopyError {
     /// The second side of the copy: the server.
     #[error("the server's connection broke: {0}")]
     Server(#[source] io::Error),
+    /// The time to drain was over.
+    #[error("still open when the time to drain was over")]
+    Closed,
 }
 
 impl CopyError {
@@ -83,16 +91,21 @@ impl CopyError {
         match self {
             Self::Client(_) => "client_reset",
             Self::Server(_) => "server_reset",
+            Self::Closed => "drain_timeout",
         }
     }
 }
 
-/// Copies until both directions have ended or one side broke.
-pub async fn copy<C: Duplex, S: Duplex>(client: C, server: S) -> Copied {
+/// Copies until both directions have ended or one side broke, or `drain` orders to close; whoever
+/// orders it wakes this ([`Drain::wake`]).
+pub async fn copy<C: Duplex, S: Duplex>(client: C, server: S, drain: &Drain) -> Copied {
     let mut sides = Sides { client, server };
     let mut up = Direction::default();
     let mut down = Direction::default();
     let result = poll_fn(|cx| {
+        if drain.is_closing() {
+            return Poll::Ready(Err(CopyError::Closed));
+        }
         let sides = &mut sides;
         let up_done = up.poll(
             cx,
@@ -122,8 +135,11 @@ pub async fn copy<C: Duplex, S: Duplex>(client: C, server: S) -> Copied {
         }
     })
     .await;
+    if let Err(CopyError::Closed) = result {
+        close(&mut sides, &mut up, &mut down).await;
+    }
     match &result {
-        Ok(()) => {
+        Ok(()) | Err(CopyError::Closed) => {
             sides.client.set_done();
             sides.server.set_done();
         }
@@ -134,6 +150,25 @@ pub async fn copy<C: Duplex, S: Duplex>(client: C, server: S) -> Copied {
         received: down.bytes,
         error: result.err(),
     }
+}
+
+/// Ends both sides, and waits a while for their own ends.
+async fn close<C: Duplex, S: Duplex>(
+    sides: &mut Sides<C, S>,
+    up: &mut Direction,
+    down: &mut Direction,
+) {
+    let ended = poll_fn(|cx| {
+        let up = up.poll_end(cx, &mut sides.client, &mut sides.server);
+        let down = down.poll_end(cx, &mut sides.server, &mut sides.client);
+        if up.is_ready() && down.is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    });
+    // A side that does not end has been told.
+    let _ = tokio::time::timeout(LINGER, ended).await;
 }
 
 struct Sides<C: Duplex, S: Duplex> {
@@ -192,6 +227,42 @@ impl Direction {
             }
         }
         Ok(Poll::Ready(()))
+    }
+}
+
+impl Direction {
+    /// Sends what is held and an end, and drops what still comes until `from` has ended. Errors are
+    /// ends.
+    fn poll_end<R: Duplex, W: Duplex>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+    ) -> Poll<()> {
+        if !self.finished {
+            let sent = if self.pending.has_remaining() {
+                to.poll_send(cx, &mut self.pending)
+            } else {
+                Poll::Ready(Ok(()))
+            };
+            self.finished = match sent {
+                Poll::Ready(Ok(())) => to.poll_finish(cx).is_ready(),
+                Poll::Ready(Err(_)) => true,
+                Poll::Pending => false,
+            };
+        }
+        while !self.ended {
+            match from.poll_chunk(cx) {
+                Poll::Ready(Ok(Some(_))) => {}
+                Poll::Ready(_) => self.ended = true,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.finished {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 

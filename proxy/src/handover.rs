@@ -220,11 +220,11 @@ impl Handover {
         let connection = Arc::clone(connection);
         tokio::spawn(async move {
             if let Some(pod) = pod {
-                pod.start_draining();
-                if tokio::time::timeout(limit, pod.drained()).await.is_err() {
-                    tracing::info!(pod = %pod.name(), open = pod.open(), "connections are closed at the end of the drain time");
+                tokio::select! {
+                    () = pod.leave(limit) => {}
+                    // The agent has thought better of it.
+                    () = pod.joined_again() => return,
                 }
-                pod.stop();
             }
             let drained = from_proxy::Message::Drained(Drained { sandbox });
             // Fails only if the agent has gone; it will ask again.

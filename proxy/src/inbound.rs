@@ -24,7 +24,7 @@ pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     match open(&pod, &stream, peer, &mut record).await {
         Ok(application) => {
             pod.report().opened(&mut record);
-            let copied = copy(TcpSide::new(stream), TcpSide::new(application)).await;
+            let copied = copy(TcpSide::new(stream), TcpSide::new(application), pod.drain()).await;
             record.copied(copied);
         }
         Err(failure) => {

@@ -7,6 +7,7 @@ pub mod balance;
 pub mod connector;
 pub mod controller;
 pub mod copy;
+pub mod drain;
 pub mod flags;
 pub mod handover;
 pub mod hbone;

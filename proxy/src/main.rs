@@ -99,7 +99,8 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
         configured: readiness.condition("configuration", "the controller has not sent it yet"),
         synced,
     };
-    let configuration = tokio::spawn(configuration.run(control.clone()));
+    let draining = CancellationToken::new();
+    let configuration = tokio::spawn(configuration.run(draining.clone(), control.clone()));
 
     let identities = Identities::new(
         Arc::new(ControllerCa::new(controller)),
@@ -144,7 +145,8 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
         _ = interrupt.recv() => {}
     }
     tracing::info!(limit = ?flags.drain_timeout, "draining");
-    let _draining = readiness.condition("draining", "the proxy was told to stop");
+    let _unready = readiness.condition("draining", "the proxy was told to stop");
+    draining.cancel();
     // New pods are the successor's.
     receiving.cancel();
     let _ = handover.await;

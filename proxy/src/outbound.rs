@@ -140,7 +140,7 @@ impl Captured {
 
     async fn http(self, target: ServiceTarget, destination: SocketAddr) {
         let http = Arc::clone(self.pod.http());
-        let drain = self.pod.drain_token();
+        let drain = self.pod.drain().clone();
         let client = Client::clone(&self.client);
         let stream = Prefixed::new(self.stream, self.prefix);
         // Requests are reported one by one; what is wrong with the connection is the client's doing.
@@ -292,7 +292,7 @@ impl Captured {
             Ok(upstream) => {
                 report.opened(&mut self.record);
                 let client = TcpSide::with_prefix(self.stream, self.prefix);
-                let copied = upstream.carry(client).await;
+                let copied = upstream.carry(client, self.pod.drain()).await;
                 self.record.copied(copied);
             }
             Err(failure) => {

@@ -14,6 +14,7 @@ use crate::{
     state::State,
 };
 
+mod leave;
 mod pod;
 
 pub use pod::{HeldPod, Pod};
@@ -131,8 +132,8 @@ impl Pods {
                         reason: error.to_string(),
                     })?;
                 match pods.insert(sandbox, Arc::clone(&pod)) {
-                    // What it has open may go on, but what is new must not end with the drain.
-                    Some(old) if old.is_draining() => old.stop_accepting(),
+                    // What it has open goes on; what is new must not be told to go away.
+                    Some(old) if *old.spiffe_id() == *pod.spiffe_id() => old.join_again(&pod),
                     // It has another identity, and no right to go on.
                     Some(old) => old.stop(),
                     None => {}
@@ -201,22 +202,14 @@ impl Pods {
         self.node.report.telemetry().pods(pods);
     }
 
-    /// Stops accepting, ends everything in order, and returns when all has ended or at the time's
-    /// end, when the rest is reset.
+    /// Stops accepting, gives what is open `limit` to end by itself, closes the rest in order, and
+    /// returns when all has ended.
     pub async fn shut_down(&self, limit: Duration) {
         let pods = self.all();
         for pod in &pods {
             pod.stop_accepting();
-            pod.start_draining();
         }
-        let drained = futures::future::join_all(pods.iter().map(|pod| pod.drained()));
-        if tokio::time::timeout(limit, drained).await.is_err() {
-            let open: usize = pods.iter().map(|pod| pod.open()).sum();
-            tracing::warn!(open, "connections are reset at the end of the drain time");
-        }
-        for pod in &pods {
-            pod.stop();
-        }
+        futures::future::join_all(pods.iter().map(|pod| pod.leave(limit))).await;
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct State {
     pub(super) wanted: bool,
     /// Whether new connections are redirected.
     pub(super) redirected: bool,
+    /// Whether rules are there, of one kind or the other: connections may be open through them.
+    pub(super) ruled: bool,
     /// Whether the sandbox is going.
     pub(super) deleted: bool,
 }
@@ -105,6 +107,7 @@ pub(super) fn begin(found: bool, wanted: bool) -> State {
         phase,
         wanted,
         redirected: found,
+        ruled: found,
         deleted: false,
     }
 }
@@ -134,8 +137,9 @@ pub(super) fn next(mut state: State, event: Event) -> State {
         }
         Event::Done => {
             match state.phase {
-                Phase::Redirecting => state.redirected = true,
-                Phase::Releasing | Phase::Removing => state.redirected = false,
+                Phase::Redirecting => (state.redirected, state.ruled) = (true, true),
+                Phase::Releasing => state.redirected = false,
+                Phase::Removing => (state.redirected, state.ruled) = (false, false),
                 _ => {}
             }
             state.phase = after_done(state);
@@ -153,7 +157,8 @@ fn after_change(state: State) -> Phase {
         // Nothing was taken away yet. The sockets may be missing if the agent has just begun: to
         // make and offer them again costs nothing.
         (Phase::Unreporting | Phase::Acknowledging, true) => Phase::Listening,
-        // Draining goes on to its end, and the pod joins afresh then.
+        // The rules are there still: it joins again at once, and what is open goes on.
+        (Phase::Draining, true) => Phase::Listening,
         (phase, _) => phase,
     }
 }
@@ -178,6 +183,7 @@ fn after_done(state: State) -> Phase {
         Phase::Reporting => Phase::In,
         Phase::Unreporting => Phase::Acknowledging,
         Phase::Acknowledging => Phase::Releasing,
+        Phase::Releasing if state.wanted => Phase::Listening,
         Phase::Releasing => Phase::Draining,
         Phase::Draining => Phase::Removing,
         phase => phase,
@@ -198,6 +204,8 @@ fn after_failure(state: State) -> Phase {
 fn give_up(state: State) -> Phase {
     if state.redirected {
         Phase::Unreporting
+    } else if state.ruled {
+        Phase::Draining
     } else {
         Phase::Removing
     }

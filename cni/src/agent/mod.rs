@@ -54,6 +54,9 @@ pub const ADD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The usual [`Config::sync_timeout`]: proxies and plugins wait for the agent meanwhile.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The usual [`Config::vanished_check`]: the runtime normally tells.
+pub const VANISHED_CHECK: Duration = Duration::from_secs(20);
+
 /// How the agent is set up.
 pub struct Config {
     /// The node's name, as in `spec.nodeName`.
@@ -69,6 +72,8 @@ pub struct Config {
     pub add_timeout: Duration,
     /// How long a start waits for the API before it goes by what it remembers of captured pods.
     pub sync_timeout: Duration,
+    /// How often to look whether a pod's network namespace has vanished without the runtime telling.
+    pub vanished_check: Duration,
     /// Objects come from here.
     pub source: Arc<dyn Source>,
     /// Annotations go there.
@@ -103,6 +108,7 @@ pub(crate) struct Context {
     store: Store,
     drain_timeout: Duration,
     add_timeout: Duration,
+    vanished_check: Duration,
     source: Arc<dyn Source>,
     writer: Arc<dyn Writer>,
     objects: Mutex<Objects>,
@@ -126,6 +132,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         store: Store::new(&config.run_dir),
         drain_timeout: config.drain_timeout,
         add_timeout: config.add_timeout,
+        vanished_check: config.vanished_check,
         source: config.source,
         writer: config.writer,
         objects: Mutex::default(),

@@ -18,13 +18,16 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tracing::info;
+use tracing::warn;
 use weft_api::handover::{
     AddPod, DrainPod, Hello, Pod, RemovePod, SnapshotSent, UpdatePod, from_agent,
 };
 
 use super::returned::Returns;
 use crate::{listeners::Listeners, netns::NetNs, protocol::ProxyStatus};
+
+/// What a proxy may take, beyond the time to drain, to close in order what is still open then.
+const CLOSING: Duration = Duration::from_secs(3);
 
 /// What a proxy needs to serve a pod.
 #[derive(Clone, Debug)]
@@ -190,8 +193,8 @@ impl Proxies {
         }
     }
 
-    /// Has the proxies drain a pod, and waits until they have, for `patience` at the most.
-    pub(super) async fn drain(&self, sandbox: &str, patience: Duration) {
+    /// Has the proxies drain a pod for `limit` at the most, and waits until they have.
+    pub(super) async fn drain(&self, sandbox: &str, limit: Duration) {
         let mut changed = self.changed.subscribe();
         {
             let mut inner = self.inner.lock();
@@ -200,7 +203,7 @@ impl Proxies {
                 return;
             };
             entry.draining = true;
-            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
             for (id, stand) in &mut entry.stands {
                 if let (Some(proxy), Stand::Serving | Stand::Offered) = (proxies.get(id), &*stand) {
                     *stand = Stand::Draining;
@@ -226,10 +229,10 @@ impl Proxies {
                 }
             }
         };
-        if timeout(patience, drained).await.is_err() {
-            info!(
+        if timeout(limit + CLOSING, drained).await.is_err() {
+            warn!(
                 sandbox,
-                "connections were still open when the time to drain was over"
+                "a proxy has not said that it has drained the pod; what it still has open is reset"
             );
         }
     }

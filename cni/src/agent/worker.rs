@@ -29,8 +29,6 @@ use crate::{
 const SERVED_PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest wait before work is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// Between looks at whether the network namespace is still there; the runtime normally tells.
-const VANISHED_CHECK: Duration = Duration::from_secs(20);
 
 /// What others may know of a sandbox.
 #[derive(Clone, Debug)]
@@ -205,7 +203,7 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut deleted: watch::Receiver<bool>) {
         let mut objects = self.context.objects_version.subscribe();
-        let mut vanished = tokio::time::interval(VANISHED_CHECK);
+        let mut vanished = tokio::time::interval(self.context.vanished_check);
         let mut backoff = BACKOFF.0;
         self.tell_probed();
         // Between subscription and here labels may have changed.

@@ -63,6 +63,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         node_rules: true,
         add_timeout: weft_cni::agent::ADD_TIMEOUT,
         sync_timeout: weft_cni::agent::SYNC_TIMEOUT,
+        vanished_check: weft_cni::agent::VANISHED_CHECK,
         source,
         writer,
     };

@@ -132,6 +132,7 @@ impl Node {
             drain_timeout: Duration::from_secs(5),
             add_timeout: self.add_timeout,
             sync_timeout: self.sync_timeout,
+            vanished_check: Duration::from_millis(300),
             node_rules: self.netns.is_some(),
             source: self.source.clone(),
             writer: self.writer.clone(),

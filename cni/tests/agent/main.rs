@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod harness;
+mod leaving;
 mod proxy;
 mod restart;
 
@@ -21,6 +22,7 @@ use harness::{Node, eventually, execute, previous_result, serve, who_answers};
 use proxy::Proxy;
 use serde_json::{Value, json};
 use weft_api::handover::from_agent::Message;
+use weft_cni::agent;
 
 const ENABLED: &str = "weft.dev/mesh";
 
@@ -517,21 +519,19 @@ async fn gc_and_a_second_agent_and_garbage_on_the_socket_do_no_harm() {
     assert_eq!(node.status().await.sandboxes.len(), 1);
     assert_eq!(who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(), "p 1");
 
-    let second = weft_cni::agent::Config {
+    let second = agent::Config {
         node: "one".into(),
         run_dir: node.run_dir(),
         drain_timeout: Duration::from_secs(1),
         add_timeout: Duration::from_secs(1),
         sync_timeout: Duration::from_secs(1),
+        vanished_check: agent::VANISHED_CHECK,
         node_rules: false,
         source: node.source.clone(),
         writer: node.writer.clone(),
     };
-    let refused = weft_cni::agent::run(second, std::future::pending()).await;
-    assert!(matches!(
-        refused,
-        Err(weft_cni::agent::AgentError::InUse(_))
-    ));
+    let refused = agent::run(second, std::future::pending()).await;
+    assert!(matches!(refused, Err(agent::AgentError::InUse(_))));
     use std::io::{Read, Write};
     let socket = node.run_dir().join("agent.sock");
     let answer = tokio::task::spawn_blocking(move || {

@@ -5,7 +5,10 @@ use std::{
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -28,6 +31,7 @@ pub struct Proxy {
     pub received: mpsc::UnboundedReceiver<Message>,
     /// What it holds.
     pub holds: Arc<Mutex<Pods>>,
+    drains: Arc<AtomicBool>,
     serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>>,
     task: JoinHandle<()>,
 }
@@ -66,6 +70,8 @@ impl Proxy {
         }
         let holds: Arc<Mutex<Pods>> = Arc::default();
         let held = holds.clone();
+        let drains = Arc::new(AtomicBool::new(true));
+        let may_drain = drains.clone();
         let (sender, received) = mpsc::unbounded_channel();
         let serving: Arc<Mutex<HashMap<String, Vec<JoinHandle<()>>>>> = Arc::default();
         let pods = serving.clone();
@@ -106,7 +112,9 @@ impl Proxy {
                     _ => {}
                 }
                 let drained = match &message {
-                    Message::Drain(drain) => Some(drain.sandbox.clone()),
+                    Message::Drain(drain) => may_drain
+                        .load(Ordering::Relaxed)
+                        .then(|| drain.sandbox.clone()),
                     _ => None,
                 };
                 let _ = sender.send(message);
@@ -131,9 +139,15 @@ impl Proxy {
         Self {
             received,
             holds,
+            drains,
             serving,
             task,
         }
+    }
+
+    /// From now on a pod never has drained.
+    pub fn never_drains(&self) {
+        self.drains.store(false, Ordering::Relaxed);
     }
 
     /// Ends it, and waits until its sockets are closed.

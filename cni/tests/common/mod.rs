@@ -38,6 +38,11 @@ impl TestNs {
         ns
     }
 
+    /// As its drop does, but now.
+    pub fn remove(&self) {
+        ip(&format!("netns del {}", self.name));
+    }
+
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/var/run/netns").join(&self.name)
     }

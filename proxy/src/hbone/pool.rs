@@ -8,11 +8,13 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_certs::{BundleSource, SpiffeId, SvidSource, tls};
 
 use super::{
@@ -35,6 +37,9 @@ use crate::{
 /// Tunnels that turn out to be closing, one after the other, until a CONNECT gives up: a peer
 /// that drains several at once.
 const CLOSING_TUNNELS: usize = 5;
+
+/// How long a tunnel of a pod that goes may take to say good-bye: what it has to send is a few frames.
+const GOODBYE: Duration = Duration::from_millis(250);
 
 /// One end to dial, and who must be there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +80,10 @@ struct Inner {
     settings: Settings,
     report: Report,
     destinations: Mutex<HashMap<Destination, Tunnels>>,
+    /// Tells the tunnels to end.
+    goodbye: CancellationToken,
+    /// Their tasks.
+    running: TaskTracker,
 }
 
 #[derive(Default)]
@@ -130,6 +139,8 @@ impl Pool {
                 settings,
                 report,
                 destinations: Mutex::new(HashMap::new()),
+                goodbye: CancellationToken::new(),
+                running: TaskTracker::new(),
             }),
         }
     }
@@ -189,6 +200,13 @@ impl Pool {
         for tunnel in destinations.values().flat_map(|tunnels| &tunnels.open) {
             tunnel.probe();
         }
+    }
+
+    /// The pod goes: ends every tunnel in order, with a reset for what is open in it.
+    pub async fn close(&self) {
+        self.inner.goodbye.cancel();
+        self.inner.running.close();
+        let _ = tokio::time::timeout(GOODBYE, self.inner.running.wait()).await;
     }
 
     /// The tunnels that are open.
@@ -256,14 +274,15 @@ impl Inner {
             tunnels.connecting = None;
             match result {
                 Ok((tunnel, driver)) => {
-                    share::spawn(drive(
+                    share::spawn(self.running.track_future(drive(
                         driver,
                         Arc::downgrade(&self),
                         destination,
                         Arc::clone(&tunnel.usage),
                         self.settings,
                         self.report.telemetry().tunnel_opened(Side::Client),
-                    ));
+                        self.goodbye.clone(),
+                    )));
                     tunnels.open.push(Arc::new(tunnel));
                     Ok(())
                 }
@@ -322,6 +341,7 @@ async fn drive(
     usage: Arc<Usage>,
     settings: Settings,
     _open: GaugeGuard,
+    goodbye: CancellationToken,
 ) {
     let pings = driver.ping_pong();
     let watching = async {
@@ -330,7 +350,7 @@ async fn drive(
             None => std::future::pending().await,
         }
     };
-    let ended = tokio::select! {
+    let to_say = tokio::select! {
         result = &mut driver => {
             if let Err(error) = result
                 && usage.open_streams() > 0
@@ -339,23 +359,24 @@ async fn drive(
             }
             None
         }
-        end = watching => Some(end),
+        end = watching => match end {
+            End::Idle => Some(settings.handshake),
+            End::Dead => {
+                tracing::warn!(
+                    address = %destination.address,
+                    "tunnel does not answer pings, its streams are reset: is the node alive?"
+                );
+                None
+            }
+        },
+        () = goodbye.cancelled() => Some(GOODBYE),
     };
     usage.close();
     if let Some(pool) = pool.upgrade() {
         pool.forget(&destination, &usage);
     }
-    match ended {
-        // No handle is left, so the connection says good-bye and ends.
-        Some(End::Idle) => {
-            let _ = tokio::time::timeout(settings.handshake, driver).await;
-        }
-        Some(End::Dead) => {
-            tracing::warn!(
-                address = %destination.address,
-                "tunnel does not answer pings, its streams are reset: is the node alive?"
-            );
-        }
-        None => {}
+    if let Some(limit) = to_say {
+        // No handle is left, so the connection resets what is still open, says good-bye and ends.
+        let _ = tokio::time::timeout(limit, driver).await;
     }
 }

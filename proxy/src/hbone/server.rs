@@ -117,7 +117,12 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                     return;
                 }
             },
-            () = pod.draining(), if may_leave && !leaving => {
+            () = pod.drain().started(), if may_leave && !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            // Nothing came through it, and now nothing may.
+            () = pod.drain().closing(), if !may_leave && !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }
@@ -159,7 +164,7 @@ async fn connect(
     let copied = match respond.send_response(Response::new(()), false) {
         Ok(send) => {
             let tunnel = stream::TunnelStream::new(send, request.into_body(), guard);
-            copy(tunnel, TcpSide::new(tcp)).await
+            copy(tunnel, TcpSide::new(tcp), pod.drain()).await
         }
         Err(error) => {
             record.failed(Failure::new("client_gone", error.to_string()));

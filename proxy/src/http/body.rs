@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt;
+use http::{HeaderName, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::{sync::oneshot, time::Sleep};
@@ -25,6 +26,9 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[error("the response took longer than the route's timeout")]
 pub struct ResponseTimeout;
+
+/// What a gRPC client is told if its call is still under way when the proxy's time to drain is over.
+const CLOSED: &str = "weft: the proxy of the client's node ends";
 
 // === Requests ===
 
@@ -154,6 +158,8 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: Source,
     exchange: Option<Box<Exchange>>,
+    /// Closed early it ends with a gRPC status; else it breaks off.
+    grpc: bool,
 }
 
 /// Where a response's body comes from.
@@ -178,6 +184,7 @@ impl ResponseBody {
         Self {
             source,
             exchange: Some(exchange),
+            grpc: false,
         }
     }
 
@@ -186,7 +193,29 @@ impl ResponseBody {
         Self {
             source: Source::Own(None),
             exchange: None,
+            grpc: false,
         }
+    }
+
+    /// If it is closed early its client is told by trailers, as gRPC over HTTP/2 has it.
+    pub fn closes_with_status(&mut self) {
+        self.grpc = true;
+    }
+
+    /// The time to drain is over.
+    fn close(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        self.finish(Outcome::Drained);
+        if !self.grpc {
+            // Without its last chunk, or with a reset: nobody takes it for whole.
+            return Some(Err(Box::new(h2::Error::from(h2::Reason::CANCEL))));
+        }
+        self.source = Source::Own(None);
+        let trailers = [
+            ("grpc-status", HeaderValue::from_static("14")),
+            ("grpc-message", HeaderValue::from_static(CLOSED)),
+        ];
+        let trailers = trailers.map(|(name, value)| (HeaderName::from_static(name), value));
+        Some(Ok(Frame::trailers(trailers.into_iter().collect())))
     }
 
     fn finish(&mut self, outcome: Outcome) {
@@ -216,6 +245,12 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(exchange) = &this.exchange
+            && exchange.is_closing()
+            && this.source.is_backends()
+        {
+            return Poll::Ready(this.close());
+        }
         if let Some(exchange) = &mut this.exchange
             && exchange.poll_timeout(cx).is_ready()
         {
@@ -252,6 +287,11 @@ impl Body for ResponseBody {
 }
 
 impl Source {
+    /// Whether there is more of it to come from a backend.
+    fn is_backends(&self) -> bool {
+        !matches!(self, Self::Own(_)) && !self.is_end_stream()
+    }
+
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),

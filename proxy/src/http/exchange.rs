@@ -39,7 +39,12 @@ pub enum Outcome {
     BackendBroke,
     /// The rule's time was over.
     Timeout,
+    /// The time to drain was over.
+    Drained,
 }
+
+/// Still under way when the time to drain was over.
+pub(super) const DRAIN_TIMEOUT: &str = "drain_timeout";
 
 /// One request and its response.
 #[derive(Debug)]
@@ -158,6 +163,11 @@ impl Exchange {
         self.timeout = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
     }
 
+    /// Whether it has to end now.
+    pub(super) fn is_closing(&self) -> bool {
+        self.session.drain.is_closing()
+    }
+
     /// Ready when the time for the response is over.
     pub(super) fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.timeout {
@@ -197,6 +207,7 @@ impl Exchange {
             Outcome::ClientGone => Some("client_gone"),
             Outcome::BackendBroke => Some("response_broken"),
             Outcome::Timeout => Some("response_timeout"),
+            Outcome::Drained => Some(DRAIN_TIMEOUT),
         });
         let telemetry = self.session.telemetry();
         if let Some(error) = error {

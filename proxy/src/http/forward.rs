@@ -6,7 +6,7 @@
 //! head, the client gets 504; over later, its connection (HTTP/1) or stream (HTTP/2) is broken
 //! off, for a truncated response must not look whole. A 101 ends both.
 
-use std::sync::Arc;
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use http::{Request, Response, StatusCode, Version};
 use hyper::{
@@ -19,7 +19,7 @@ use super::{
     attempt::{Answer, timeout},
     body::ResponseBody,
     deadline::{earlier, until},
-    exchange::Exchange,
+    exchange::{DRAIN_TIMEOUT, Exchange},
     hop::{self, Inbound},
     plan::{Plan, Planned},
     reply::Failure,
@@ -70,8 +70,15 @@ impl Session {
             .rule
             .and_then(|it| it.request_timeout)
             .map(|timeout| exchange.started() + timeout);
-        let sent = self.send(&plan, outgoing, &mut exchange);
-        let answer = match until(deadline, sent).await {
+        let sent = {
+            let mut sent = pin!(self.send(&plan, outgoing, &mut exchange));
+            let sent = poll_fn(|cx| match self.drain.is_closing() {
+                true => Poll::Ready(Err(drained())),
+                false => sent.as_mut().poll(cx),
+            });
+            until(deadline, sent).await
+        };
+        let answer = match sent {
             Some(Ok(answer)) => answer,
             Some(Err(failure)) => return Err((exchange, failure)),
             None => return Err((exchange, timeout("request_timeout"))),
@@ -118,10 +125,17 @@ impl Session {
         }
         if let (true, Some(client), Some(backend)) = (switching, client_upgrade, backend_upgrade) {
             exchange.forget_lease();
-            self.upgrade(Box::pin(upgrade::join(client, backend, exchange)));
+            let drain = self.drain.clone();
+            self.upgrade(Box::pin(upgrade::join(client, backend, exchange, drain)));
             return Ok(Response::from_parts(head, ResponseBody::none()));
         }
         exchange.limit(earlier(deadline, backend_deadline));
         Ok(end(Response::from_parts(head, source), exchange))
     }
+}
+
+/// No answer came while the proxy drained.
+fn drained() -> Failure {
+    let message = "the proxy of the client's node ends, and the backend has not answered in its time to drain";
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, DRAIN_TIMEOUT, message)
 }

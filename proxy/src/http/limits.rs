@@ -44,9 +44,6 @@ pub struct HttpLimits {
     /// How long `Expect: 100-continue` waits for the backend's word before the body is sent
     /// anyway: backends that do not know it exist.
     pub expect: Duration,
-    /// A client connection without a request is closed this long after draining began. Until
-    /// then its next response says `connection: close`, which loses no request.
-    pub drain_idle: Duration,
 }
 
 impl Default for HttpLimits {
@@ -66,7 +63,6 @@ impl Default for HttpLimits {
             idle_connections: 128,
             attempts: 3,
             expect: Duration::from_secs(1),
-            drain_idle: Duration::from_secs(5),
         }
     }
 }

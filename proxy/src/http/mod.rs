@@ -39,8 +39,6 @@ use std::{
     },
 };
 
-use tokio_util::sync::CancellationToken;
-
 pub use self::{
     limits::HttpLimits,
     matching::RequestHead,
@@ -49,6 +47,7 @@ pub use self::{
 };
 use self::{series::SeriesCache, session::Session, upstream::Pools};
 use crate::{
+    drain::Drain,
     io::{Connector, Io},
     model::Client,
     share,
@@ -106,8 +105,9 @@ impl PodHttp {
     }
 
     /// Serves a captured connection to an HTTP port of a Service until it ends. Which routes apply
-    /// is asked anew for each request. On `drain`, open requests are finished, HTTP/2 clients are
-    /// told to go away, and HTTP/1 connections end with their next response.
+    /// is asked anew for each request. As `drain` orders, open requests are finished, HTTP/2 clients
+    /// are told to go away, and HTTP/1 connections end with their next response; then all that is
+    /// left is closed.
     ///
     /// # Errors
     /// The client's connection broke, or what came over it was not HTTP.
@@ -117,12 +117,19 @@ impl PodHttp {
         client: Client,
         target: ServiceTarget,
         original_dst: SocketAddr,
-        drain: CancellationToken,
+        drain: Drain,
     ) -> Result<(), HttpError> {
         self.sweep();
         let limits = self.limits;
         let telemetry = Arc::clone(&self.telemetry);
-        let session = Session::new(self, client, target.service, target.port, original_dst);
+        let session = Session::new(
+            self,
+            client,
+            target.service,
+            target.port,
+            original_dst,
+            drain.clone(),
+        );
         let served = serve::serve(io, session, &limits, drain).await;
         if let Err(error) = &served
             && error.is_clients_fault()

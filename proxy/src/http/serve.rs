@@ -1,20 +1,15 @@
 //! Serving one captured connection: a client's stream flows in, its requests go to the session,
 //! HTTP/1.1 or HTTP/2 as the client speaks it, until it closes or the proxy drains.
 
-use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{
+    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{io::AsyncWriteExt, time};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
@@ -22,10 +17,13 @@ use super::{
     downstream::{Downstream, Spoken},
     session::Session,
 };
-use crate::{io::Io, share};
+use crate::{drain::Drain, io::Io, share};
 
 /// Frames to clients: what most read at once.
 const FRAME: u32 = 16 * 1024;
+
+/// How long a client that is told that it is too slow may take to hear it.
+const TELLING: Duration = Duration::from_secs(5);
 
 const TOO_SLOW: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -70,23 +68,18 @@ pub(super) async fn serve(
     io: impl Io + 'static,
     session: Arc<Session>,
     limits: &HttpLimits,
-    drain: CancellationToken,
+    drain: Drain,
 ) -> Result<(), HttpError> {
     let slow = HttpError::SlowHead(limits.header_read_timeout);
     let mut looks = looks(limits);
     let (downstream, spoken) = {
         let mut detect = pin!(Downstream::detect(io, Arc::clone(session.phase())));
-        let mut draining = false;
-        let mut patience = pin!(None::<time::Sleep>);
         loop {
             tokio::select! {
+                biased;
                 found = &mut detect => break found?,
-                // Its request may be on its way, or here already.
-                () = drain.cancelled(), if !draining => {
-                    draining = true;
-                    patience.set(Some(time::sleep(limits.drain_idle)));
-                }
-                () = over(patience.as_mut().as_pin_mut()) => return Ok(()),
+                // Not before: its request may be on its way.
+                () = drain.closing() => return Ok(()),
                 _ = looks.tick() => {
                     if session.phase().is_slow(limits.header_read_timeout) {
                         return Err(slow);
@@ -115,7 +108,7 @@ async fn serve_http1<I: Io + 'static>(
     downstream: Downstream<I>,
     session: Arc<Session>,
     limits: &HttpLimits,
-    drain: CancellationToken,
+    drain: Drain,
     mut looks: time::Interval,
 ) -> Result<(), HttpError> {
     let served = Arc::clone(&session);
@@ -128,8 +121,7 @@ async fn serve_http1<I: Io + 'static>(
         .auto_date_header(false)
         .serve_connection(TokioIo::new(downstream), service)
         .with_upgrades();
-    let mut draining = false;
-    let mut patience = pin!(None::<time::Sleep>);
+    let (mut draining, mut closing) = (false, false);
     loop {
         tokio::select! {
             // A connection that just answers requests is polled first, and mostly alone.
@@ -138,19 +130,17 @@ async fn serve_http1<I: Io + 'static>(
                 ended?;
                 break;
             }
-            () = drain.cancelled(), if !draining => {
-                draining = true;
-                session.drain();
-                patience.set(Some(time::sleep(limits.drain_idle)));
-            }
-            () = over(patience.as_mut().as_pin_mut()) => {
-                patience.set(None);
+            // Each response is the connection's last from now on. While it waits for a request it
+            // stays open, for one may be on its way, and would be lost.
+            () = drain.started(), if !draining => draining = true,
+            () = drain.closing(), if draining && !closing => {
+                closing = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
             _ = looks.tick() => {
                 if session.phase().is_slow(limits.header_read_timeout) {
                     if let Some(parts) = connection.into_parts() {
-                        tell_too_slow(parts.io.into_inner(), limits.drain_idle).await;
+                        tell_too_slow(parts.io.into_inner()).await;
                     }
                     return Err(HttpError::SlowHead(limits.header_read_timeout));
                 }
@@ -164,21 +154,27 @@ async fn serve_http1<I: Io + 'static>(
     Ok(())
 }
 
-async fn tell_too_slow(mut io: impl Io, patience: Duration) {
+async fn tell_too_slow(mut io: impl Io) {
     let told = async {
         io.write_all(TOO_SLOW).await?;
         io.shutdown().await
     };
     // It may not read, either.
-    if let Ok(Err(error)) = time::timeout(patience, told).await {
+    if let Ok(Err(error)) = time::timeout(TELLING, told).await {
         debug!(%error, "a slow client was gone already");
     }
 }
 
-async fn over(sleep: Option<Pin<&mut time::Sleep>>) {
-    match sleep {
-        Some(sleep) => sleep.await,
-        None => std::future::pending().await,
+/// Runs the streams of an HTTP/2 connection, and wakes them when they are to be closed.
+#[derive(Clone)]
+struct Streams(Drain);
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        share::spawn(self.0.wake(stream));
     }
 }
 
@@ -186,14 +182,14 @@ async fn serve_http2<I: Io + 'static>(
     downstream: Downstream<I>,
     session: Arc<Session>,
     limits: &HttpLimits,
-    drain: CancellationToken,
+    drain: Drain,
 ) -> Result<(), HttpError> {
     let service = service_fn(move |request| {
         let session = Arc::clone(&session);
         async move { Ok::<_, Infallible>(session.handle(request).await) }
     });
     let mut connection = pin!(
-        http2::Builder::new(share::Spawner)
+        http2::Builder::new(Streams(drain.clone()))
             .initial_stream_window_size(limits.client_stream_window)
             .initial_connection_window_size(limits.client_connection_window)
             .max_concurrent_streams(limits.client_streams)
@@ -206,7 +202,7 @@ async fn serve_http2<I: Io + 'static>(
     tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        () = drain.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = drain.started() => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
 }

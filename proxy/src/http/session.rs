@@ -1,15 +1,7 @@
 //! The requests of one client connection: each flows in from the client's side of HTTP, is
 //! routed by the table in force at that moment, and its response flows back out.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{borrow::Cow, fmt, net::SocketAddr, sync::Arc};
 
 use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, Version, header::CONNECTION};
@@ -24,6 +16,7 @@ use super::{
     reply::{Failure, MALFORMED},
 };
 use crate::{
+    drain::Drain,
     model::{Client, RouteRef, Service, ServicePort, Workload},
     state::State,
     telemetry::{Requests, Telemetry},
@@ -37,7 +30,7 @@ pub(super) struct Session {
     pub(super) port: ServicePort,
     original_dst: SocketAddr,
     phase: Arc<Phase>,
-    draining: AtomicBool,
+    pub(super) drain: Drain,
     upgrade: Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
@@ -57,6 +50,7 @@ impl Session {
         service: Arc<Service>,
         port: ServicePort,
         original_dst: SocketAddr,
+        drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             pod,
@@ -65,7 +59,7 @@ impl Session {
             port,
             original_dst,
             phase: Phase::new(),
-            draining: AtomicBool::new(false),
+            drain,
             upgrade: Mutex::default(),
         })
     }
@@ -108,11 +102,6 @@ impl Session {
         )
     }
 
-    /// From now on each response over HTTP/1 is its connection's last.
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
     /// What is to be done once the client's connection is no longer HTTP.
     pub(super) fn upgrade(&self, joined: BoxFuture<'static, ()>) {
         *self.upgrade.lock() = Some(joined);
@@ -145,7 +134,10 @@ impl Session {
             }
         };
         let mut response = response;
-        if http1 && (close || self.draining.load(Ordering::Relaxed)) {
+        if grpc && !http1 {
+            response.body_mut().closes_with_status();
+        }
+        if http1 && (close || self.drain.is_draining()) {
             // Nothing follows a 101 in HTTP anyway.
             if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
                 let close = HeaderValue::from_static("close");

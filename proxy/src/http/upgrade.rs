@@ -3,13 +3,26 @@
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    time::timeout,
+};
 use tracing::debug;
 
 use super::exchange::{Exchange, Outcome};
+use crate::{
+    drain::{Drain, LINGER},
+    io::Io,
+};
 
 /// Joins two connections as soon as both are free of HTTP; `exchange` ends with them.
-pub(super) async fn join(client: OnUpgrade, backend: OnUpgrade, mut exchange: Box<Exchange>) {
+/// What is left when `drain` orders to close gets its end in both directions.
+pub(super) async fn join(
+    client: OnUpgrade,
+    backend: OnUpgrade,
+    mut exchange: Box<Exchange>,
+    drain: Drain,
+) {
     let (client, backend) = match tokio::try_join!(client, backend) {
         Ok(both) => both,
         Err(error) => {
@@ -18,7 +31,15 @@ pub(super) async fn join(client: OnUpgrade, backend: OnUpgrade, mut exchange: Bo
         }
     };
     let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-    match copy_bidirectional(&mut client, &mut backend).await {
+    let copied = tokio::select! {
+        biased;
+        copied = copy_bidirectional(&mut client, &mut backend) => copied,
+        () = drain.closing() => {
+            tokio::join!(close(&mut client), close(&mut backend));
+            return exchange.finish(Outcome::Drained);
+        }
+    };
+    match copied {
         Ok((_, to_client)) => {
             exchange.add_sent(to_client);
             exchange.finish(Outcome::Complete);
@@ -28,4 +49,16 @@ pub(super) async fn join(client: OnUpgrade, backend: OnUpgrade, mut exchange: Bo
             exchange.finish(Outcome::BackendBroke);
         }
     }
+}
+
+/// Sends an end, and waits a while for the peer's.
+async fn close(io: &mut impl Io) {
+    let ended = async {
+        io.shutdown().await?;
+        let mut late = [0; 4096];
+        while io.read(&mut late).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // A peer that does not end, or is gone, has been told.
+    let _ = timeout(LINGER, ended).await;
 }

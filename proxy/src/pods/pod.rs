@@ -22,6 +22,7 @@ use weft_certs::{SpiffeId, SvidSource, tls};
 use super::{Info, Node, PodError};
 use crate::{
     connector::PodConnector,
+    drain::Drain,
     hbone::{self, Pool},
     http::PodHttp,
     identity::Identity,
@@ -58,12 +59,17 @@ pub struct Pod {
     handshakes: Semaphore,
     listening: Mutex<Listening>,
     accepting: watch::Sender<bool>,
-    drain: CancellationToken,
-    kill: CancellationToken,
+    pub(super) drain: Drain,
+    pub(super) kill: CancellationToken,
     /// Counts connections and CONNECTs.
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
+    /// Counts accept loops.
+    pub(super) acceptors: TaskTracker,
     /// Runs them, and what they need.
-    share: Share,
+    pub(super) share: Share,
+    pub(super) joined_again: CancellationToken,
+    /// The pod before it left and joined again, while something of that is open.
+    pub(super) earlier: Mutex<Vec<Arc<Pod>>>,
 }
 
 /// The listeners that are served now.
@@ -131,10 +137,13 @@ impl Pod {
             handshakes: Semaphore::new(settings.handshakes),
             listening: Mutex::default(),
             accepting: watch::Sender::new(false),
-            drain: CancellationToken::new(),
+            drain: Drain::default(),
             kill,
             tasks: TaskTracker::new(),
+            acceptors: TaskTracker::new(),
             share: Share::new(),
+            joined_again: CancellationToken::new(),
+            earlier: Mutex::default(),
             node,
         }))
     }
@@ -166,7 +175,7 @@ impl Pod {
             }
             for (kind, listener) in listeners {
                 let accepting = Arc::clone(&pod).accept(kind, listener, stop.clone());
-                pod.share.spawn(accepting);
+                pod.share.spawn(pod.acceptors.track_future(accepting));
             }
             pod.accepting.send_replace(true);
         });
@@ -223,6 +232,7 @@ impl Pod {
 
     /// Runs a task of this pod: it is waited for by a drain, and dropped when the pod goes.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.drain.wake(task);
         self.share.spawn(self.tasks.track_future(task));
     }
 
@@ -251,18 +261,6 @@ impl Pod {
         self.info.store(Arc::new(info));
     }
 
-    /// Ends everything in order: GOAWAY, `connection: close`; byte streams go on.
-    pub fn start_draining(&self) {
-        self.drain.cancel();
-        self.http.drain();
-    }
-
-    /// Ready once nothing of the pod is open any more.
-    pub async fn drained(&self) {
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
     /// What an agent that has restarted may want back; `None` of a pod that is not accepted for.
     pub fn held(&self) -> Option<HeldPod> {
         let listening = self.listening.lock();
@@ -280,14 +278,6 @@ impl Pod {
         listening.sockets.clear();
     }
 
-    /// Closes everything at once; byte streams are reset.
-    pub fn stop(&self) {
-        self.stop_accepting();
-        self.drain.cancel();
-        self.kill.cancel();
-        self.share.close();
-    }
-
     /// Whether its listeners are served.
     pub fn is_accepting(&self) -> bool {
         *self.accepting.borrow()
@@ -295,17 +285,12 @@ impl Pod {
 
     /// Whether it is being drained.
     pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
+        self.drain.is_draining()
     }
 
-    /// Ready when the pod is to be drained.
-    pub async fn draining(&self) {
-        self.drain.cancelled().await;
-    }
-
-    /// Cancelled when the pod is to be drained.
-    pub fn drain_token(&self) -> CancellationToken {
-        self.drain.clone()
+    /// How its connections come to their end.
+    pub fn drain(&self) -> &Drain {
+        &self.drain
     }
 
     /// `<namespace>/<name>`.
@@ -327,11 +312,6 @@ impl Pod {
     /// Its certificate.
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    /// Connections and CONNECTs that are open.
-    pub fn open(&self) -> usize {
-        self.tasks.len()
     }
 
     /// Whether `ip` is one of its addresses.

@@ -38,7 +38,8 @@ use crate::{
 /// The biggest response that is read: about 100,000 workloads in one message.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// How long a start waits for what has changed since the snapshot. Meanwhile connections queue; by an
-/// old configuration, what has joined the mesh since would be dialled in plaintext.
+/// old configuration, what has joined the mesh since would be dialled in plaintext. A controller
+/// that can't be connected to is not waited for.
 const CATCH_UP: Duration = Duration::from_secs(2);
 /// Requests that wait to be sent: the first four, then one per response.
 const REQUESTS: usize = 8;
@@ -123,8 +124,9 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Loads the snapshot, then keeps a stream open until `shutdown`; saves changes meanwhile.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// Loads the snapshot, then keeps a stream open until `shutdown`. Changes are saved until
+    /// `draining`: then the snapshot is the successor's, which may know more.
+    pub async fn run(self, draining: CancellationToken, shutdown: CancellationToken) {
         let mut session = Session::new(Arc::clone(&self.state), Arc::clone(&self.telemetry));
         if let Some(snapshot) = &self.snapshot
             && snapshot.load(&self.state)
@@ -137,14 +139,14 @@ impl Client {
         let make_do = async {
             if loaded {
                 time::sleep(CATCH_UP).await;
-                self.synced.send_replace(true);
+                self.serve_now();
             }
             std::future::pending().await
         };
         let save = async {
             if let Some(snapshot) = &self.snapshot {
                 snapshot
-                    .keep(Arc::clone(&self.state), is_synced, &shutdown)
+                    .keep(Arc::clone(&self.state), is_synced, &draining)
                     .await;
             }
         };
@@ -157,6 +159,12 @@ impl Client {
             self.telemetry.xds_connected(false);
         };
         tokio::join!(save, stream);
+    }
+
+    /// There is a configuration to serve by.
+    fn serve_now(&self) {
+        let first = |was: &mut bool| !std::mem::replace(was, true);
+        self.synced.send_if_modified(first);
     }
 
     /// One stream after the other, for ever.
@@ -172,8 +180,7 @@ impl Client {
                         tracing::info!("the controller sends configuration");
                     }
                     if session.is_fresh() {
-                        let first = |was: &mut bool| !std::mem::replace(was, true);
-                        self.synced.send_if_modified(first);
+                        self.serve_now();
                     }
                     if session.is_synced() {
                         self.configured.ready();
@@ -182,6 +189,14 @@ impl Client {
                     }
                 })
                 .await;
+            if matches!(
+                reason,
+                StreamError::Controller(ControllerError::Connect { .. })
+            ) && session.is_synced()
+            {
+                // It may be away for long: a snapshot will do, and connections wait for it.
+                self.serve_now();
+            }
             self.telemetry.xds_connected(false);
             self.telemetry.xds_failed();
             if answered {

@@ -315,37 +315,44 @@ async fn no_pod_is_served_before_the_configuration_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_after_a_pod_has_joined_again_does_not_end_with_the_drain_before() {
+async fn nothing_ends_with_a_drain_that_a_pod_thinks_better_of_until_the_pod_leaves_again() {
     let mesh = Mesh::new([outside("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;
     assert_eq!(agent.add(&mesh, 1).await, "");
     let listener = mesh.host(1).listen(PORT);
     let to = mesh.host(1).at(PORT);
     let old = tokio::join!(mesh.host(0).dial(to), listener.accept());
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 1_000,
+    let drain = |timeout_ms| {
+        Message::Drain(DrainPod {
+            sandbox: "sandbox-server".to_owned(),
+            timeout_ms,
+        })
     };
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    assert_eq!(agent.ask(drain(300), &[]).await, "");
     assert_eq!(agent.add(&mesh, 1).await, "");
     let mut open = Vec::new();
     for _ in 0..20 {
         let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
         open.push((client.expect("one"), accepted.expect("one").0));
     }
+    open.push((old.0.expect("one"), old.1.expect("one").0));
+    let silence = timeout(Duration::from_secs(1), agent.receive()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    for (client, server) in &mut open {
+        client.write_all(b"x").await.expect("it is open");
+        server.read_exact(&mut [0; 1]).await.expect("it is open");
+    }
+    // The redirects are needed as long as anything is open, be it from before.
+    assert_eq!(agent.ask(drain(60_000), &[]).await, "");
+    let last = open.pop().expect("the oldest");
+    drop(open);
+    let silence = timeout(Duration::from_millis(300), agent.receive()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    drop(last);
     assert!(matches!(
         agent.receive().await,
         from_proxy::Message::Drained(_)
     ));
-    let (_client, (mut server, _)) = (old.0.expect("one"), old.1.expect("one"));
-    server
-        .read(&mut [0; 1])
-        .await
-        .expect_err("its time is over");
-    for (mut client, mut server) in open {
-        client.write_all(b"x").await.expect("it is open");
-        server.read_exact(&mut [0; 1]).await.expect("it is open");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,17 +375,49 @@ async fn a_pod_that_cannot_be_added_again_goes_on_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_end_within_the_drain_time_is_reset() {
+async fn what_does_not_end_within_the_drain_time_gets_an_end_in_order_both_ways() {
+    let mesh = Mesh::new([captured("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let to = mesh.host(1).at(PORT);
+    let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
+    let mut ends = [client.expect("a connection"), accepted.expect("one").0];
+    for end in &mut ends {
+        end.write_all(b"before").await.expect("it is sent");
+    }
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 100,
+    };
+    let begin = std::time::Instant::now();
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    for end in &mut ends {
+        let mut all = Vec::new();
+        let read = timeout(LONG, end.read_to_end(&mut all)).await;
+        read.expect("in time").expect("an end, no reset");
+        assert_eq!(all, b"before");
+        // What it still says is not answered with a reset.
+        end.write_all(b"late").await.expect("it is sent");
+        end.shutdown().await.expect("its own end");
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(100));
+    assert!(matches!(
+        agent.receive().await,
+        from_proxy::Message::Drained(_)
+    ));
+    let tunnels = || mesh.tunnels(0).iter().sum::<usize>();
+    until("no stream is left in the tunnel", || tunnels() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_answer_an_end_does_not_hold_up_the_drain() {
     let mesh = Mesh::new([outside("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;
     assert_eq!(agent.add(&mesh, 1).await, "");
     let listener = mesh.host(1).listen(PORT);
-    let (client, accepted) =
-        tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
-    let (_client, (mut server, _)) = (
-        client.expect("a connection"),
-        accepted.expect("a connection"),
-    );
+    let to = mesh.host(1).at(PORT);
+    let open = tokio::join!(mesh.host(0).dial(to), listener.accept());
     let drain = DrainPod {
         sandbox: "sandbox-server".to_owned(),
         timeout_ms: 100,
@@ -388,8 +427,7 @@ async fn what_does_not_end_within_the_drain_time_is_reset() {
         agent.receive().await,
         from_proxy::Message::Drained(_)
     ));
-    let read = timeout(LONG, async { server.read(&mut [0; 1]).await }).await;
-    assert!(read.expect("in time").is_err());
+    assert!(open.0.is_ok() && open.1.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

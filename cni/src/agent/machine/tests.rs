@@ -24,7 +24,16 @@ fn state(phase: Phase, wanted: bool, redirected: bool) -> State {
         phase,
         wanted,
         redirected,
+        ruled: redirected || matches!(phase, Draining | Removing),
         deleted: false,
+    }
+}
+
+/// In the middle of joining again: the rules of the leave are in force.
+fn again(phase: Phase, wanted: bool) -> State {
+    State {
+        ruled: true,
+        ..state(phase, wanted, false)
     }
 }
 
@@ -103,7 +112,13 @@ fn single_steps_are_as_tabled() {
         (state(Unreporting, false, true), Wanted(true), Listening),
         (state(Acknowledging, false, true), Wanted(true), Listening),
         (state(Releasing, false, true), Wanted(true), Releasing),
-        (state(Draining, false, false), Wanted(true), Draining),
+        (state(Releasing, true, true), Done, Listening),
+        (state(Draining, false, false), Wanted(true), Listening),
+        // It joins again while connections are open, and then does not: they are drained.
+        (again(Listening, false), Done, Draining),
+        (again(Offering, true), Wanted(false), Draining),
+        (again(Redirecting, false), Failed, Draining),
+        (again(Redirecting, true), Done, Reporting),
         (state(Removing, true, false), Done, Listening),
         // Somebody took the annotation away: it is written again, but not while leaving.
         (state(In, true, true), ReportLost, Reporting),
@@ -164,6 +179,7 @@ fn rules_are_removed_only_after_the_report_was_taken_back_and_connections_draine
             let to = next(from, event);
             if to.phase == Removing && from.phase != Removing && !to.deleted {
                 assert!(!from.redirected, "{from:?} {event:?}");
+                assert!(!from.ruled || from.phase == Draining, "{from:?} {event:?}");
             }
             if to.phase == Releasing && from.phase != Releasing {
                 assert_eq!(from.phase, Acknowledging);

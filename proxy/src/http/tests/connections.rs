@@ -1,4 +1,4 @@
-//! Connections to backends: reuse, replacement, retries; and the client's when the proxy drains.
+//! Connections to backends: reuse, replacement, retries.
 
 use std::{
     sync::{
@@ -8,15 +8,14 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
-use http_body_util::BodyExt;
+use http::Response;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Semaphore,
     time::sleep,
 };
 
-use super::harness::{Answer, Mesh, full, get, h2c, hear, request, rule, text, to};
+use super::harness::{Mesh, full, h2c, hear, request, rule, text, to};
 use crate::{http::HttpLimits, state::Kind};
 
 #[tokio::test(start_paused = true)]
@@ -289,104 +288,6 @@ async fn an_http2_backend_that_goes_away_loses_no_request() {
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, "two"));
     }
     assert!(mesh.connects() > 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_draining_http1_connection_ends_with_its_next_response() {
-    let mesh = Mesh::new();
-    mesh.named("one", 1);
-    mesh.route(rule([to("one")]));
-    let mut client = mesh.http1().await;
-    let response = client.send_request(get("/")).await.expect("a response");
-    assert!(!response.headers().contains_key("connection"));
-    response.into_body().collect().await.expect("a body");
-    mesh.drain.cancel();
-    tokio::task::yield_now().await;
-    client.ready().await.expect("still open");
-    let response = client.send_request(get("/")).await.expect("a response");
-    assert_eq!(response.headers()["connection"], "close");
-    assert_eq!(Answer::of(response).await.body, "one");
-    assert!(client.ready().await.is_err(), "closed");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_draining_idle_http1_connection_is_closed_after_a_while() {
-    let mesh = Mesh::new();
-    mesh.named("one", 1);
-    mesh.route(rule([to("one")]));
-    let mut client = mesh.http1().await;
-    let response = client.send_request(get("/")).await.expect("a response");
-    Answer::of(response).await;
-    mesh.drain.cancel();
-    sleep(HttpLimits::default().drain_idle + Duration::from_secs(1)).await;
-    assert!(client.ready().await.is_err(), "closed");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_request_that_comes_as_draining_begins_is_served() {
-    let mesh = Mesh::new();
-    let seen = mesh.named("one", 1);
-    mesh.route(rule([to("one")]));
-    mesh.drain.cancel();
-    for served in 1..=20 {
-        let answer = mesh.raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-        assert!(answer.contains("connection: close"), "{answer}");
-        assert_eq!(seen.count(), served);
-    }
-    // One that says nothing does not hold the drain up.
-    let mut silent = mesh.connect();
-    sleep(HttpLimits::default().drain_idle + Duration::from_secs(1)).await;
-    assert_eq!(silent.read(&mut [0; 1]).await.expect("an end"), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn draining_keeps_no_connection_to_a_backend() {
-    let mesh = Mesh::new();
-    mesh.named("one", 1);
-    mesh.backend("two", 2, true, |_| async { text("two") });
-    let backends = || vec![rule([to("one")]), rule([h2c("two")])];
-    for backend in backends() {
-        mesh.route(backend);
-        mesh.get("/").await;
-    }
-    assert_eq!(mesh.pod.backend_connections(), 2);
-    mesh.pod.drain();
-    assert_eq!(mesh.pod.backend_connections(), 0);
-    for backend in backends() {
-        mesh.route(backend);
-        assert_eq!(mesh.get("/").await.status, 200, "stragglers are served");
-    }
-    sleep(Duration::from_secs(6)).await;
-    assert_eq!(mesh.pod.backend_connections(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn draining_finishes_what_is_open() {
-    let mesh = Mesh::new();
-    for (service, octet, http2) in [("one", 1, false), ("two", 2, true)] {
-        mesh.backend(service, octet, http2, |_| async {
-            sleep(Duration::from_secs(20)).await;
-            text("late")
-        });
-    }
-    mesh.route(rule([to("one")]));
-    let mut over1 = mesh.http1().await;
-    let mut over2 = mesh.http2().await;
-    let request = Request::get("http://checkout/").body(full(""));
-    let (one, two, ()) = tokio::join!(
-        over1.send_request(get("/")),
-        over2.send_request(request.expect("a request")),
-        async {
-            sleep(Duration::from_secs(1)).await;
-            mesh.drain.cancel();
-        }
-    );
-    assert_eq!(Answer::of(one.expect("a response")).await.body, "late");
-    assert_eq!(Answer::of(two.expect("a response")).await.body, "late");
-    let request = Request::get("http://checkout/").body(full(""));
-    let refused = over2.send_request(request.expect("a request")).await;
-    assert!(refused.is_err(), "the client was told to go away");
 }
 
 #[tokio::test(start_paused = true)]

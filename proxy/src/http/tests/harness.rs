@@ -21,7 +21,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio_util::sync::CancellationToken;
 use weft_api::config::{
     self, AppProtocol, Backend, HttpFilter, HttpMatch, HttpRule, HttpTable, PathMatch, RouteRef,
     backend, http_filter, path_match, route_table,
@@ -75,7 +74,7 @@ pub(super) struct Mesh {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) network: Arc<Network>,
     pub(super) pod: Arc<PodHttp>,
-    pub(super) drain: CancellationToken,
+    pub(super) drain: crate::drain::Drain,
     version: AtomicUsize,
 }
 
@@ -101,7 +100,7 @@ impl Mesh {
             telemetry,
             network,
             pod,
-            drain: CancellationToken::new(),
+            drain: crate::drain::Drain::default(),
             version: AtomicUsize::new(0),
         };
         mesh.service("checkout", VIP.ip(), AppProtocol::Http);

@@ -3,6 +3,7 @@
 
 mod cases;
 mod connections;
+mod draining;
 mod filters;
 mod harness;
 mod matching;

@@ -202,6 +202,8 @@ pub(super) struct Proxy {
     pub(super) readiness: Arc<Readiness>,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) synced: watch::Receiver<bool>,
+    /// Told to stop, it goes on with its configuration.
+    pub(super) draining: CancellationToken,
     stop: DropGuard,
     task: JoinHandle<()>,
 }
@@ -229,12 +231,14 @@ impl Proxy {
             synced: synced.clone(),
         };
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(client.run(shutdown.clone()));
+        let draining = shutdown.child_token();
+        let task = tokio::spawn(client.run(draining.clone(), shutdown.clone()));
         Self {
             state,
             readiness,
             telemetry,
             synced: synced.subscribe(),
+            draining,
             stop: shutdown.drop_guard(),
             task,
         }

@@ -217,13 +217,45 @@ async fn a_proxy_starts_from_its_snapshot_while_the_controller_is_away() {
         .await;
     assert!(proxy.readiness.reasons().is_empty());
     assert_eq!(proxy.metric("weft_xds_connected"), Some(0.0));
-    assert!(
-        !*proxy.synced.borrow(),
-        "the controller may be back at once"
-    );
+    assert!(*proxy.synced.borrow(), "nothing is there to wait for");
+    proxy.stop().await;
+
+    // One that is there may only be slow.
+    let slow = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let proxy = Proxy::start(&dir, &ca, slow.local_addr().expect("its address"));
+    let _open = slow.accept().await.expect("the proxy dials");
+    assert!(!*proxy.synced.borrow());
     proxy
         .until("served from the snapshot alone", |p| *p.synced.borrow())
         .await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_drains_leaves_the_snapshot_to_its_successor() {
+    let (dir, ca) = (tempfile::tempdir().expect("a directory"), ca());
+    let mut server = Server::start(&ca).await;
+    let proxy = Proxy::start(&dir, &ca, server.address);
+    let mut stream = server.opened().await;
+    stream.subscriptions().await;
+    answer_all(&mut stream, vec![service("a", "1", 1)]).await;
+    proxy.draining.cancel();
+    let snapshot = super::fake::snapshot(dir.path());
+    proxy
+        .until("what it knew is saved", |_| snapshot.path().exists())
+        .await;
+    std::fs::write(snapshot.path(), "the successor's").expect("written");
+    let more = vec![service("b", "1", 2)];
+    stream.acked(Kind::Service, more, &[]).await;
+    proxy
+        .until("it is in force", |p| {
+            p.state.versions(Kind::Service).len() == 2
+        })
+        .await;
+    proxy.stop().await;
+    let left = std::fs::read(snapshot.path()).expect("it is there");
+    assert_eq!(left, b"the successor's");
 }
 
 #[tokio::test]
