@@ -1,8 +1,9 @@
 //! weft-proxy: flags and signals flow in, the parts of the data plane are wired together and,
 //! on SIGTERM, brought to an orderly end.
 //!
-//! Two runtimes: the data path's threads do nothing else, so that a burst of configuration,
-//! certificates or scrapes does not delay bytes.
+//! Three runtimes: the data path's threads do nothing else, so that a burst of configuration,
+//! certificates or scrapes does not delay bytes; and pods that keep these busy have threads of their
+//! own.
 
 use std::{io::IsTerminal, net::SocketAddr, panic, sync::Arc, time::SystemTime};
 
@@ -29,6 +30,7 @@ use weft_proxy::{
     pods::{Node, Pods},
     report::Report,
     settings::Settings,
+    share,
     state::State,
     telemetry::{AccessLog, Telemetry},
     trust::MeshTrust,
@@ -54,14 +56,23 @@ fn main() -> anyhow::Result<()> {
     raise_descriptor_limit();
     let control = runtime("control", Some(CONTROL_THREADS))?;
     let data = runtime("data", flags.workers)?;
-    let result = control.block_on(run(flags, data.handle().clone(), filter));
+    // As many again, for a pod may be as busy as it likes.
+    let busy = share::busy_threads(data.metrics().num_workers())
+        .context("can't start the threads for busy pods")?;
+    let handles = (data.handle().clone(), busy.handle().clone());
+    let result = control.block_on(run(flags, handles, filter));
     // What is open now was given its time.
+    busy.shutdown_background();
     data.shutdown_background();
     control.shutdown_background();
     result
 }
 
-async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()> {
+async fn run(
+    flags: Flags,
+    (data, busy): (Handle, Handle),
+    filter: LogFilter,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let incarnation = format!("{:016x}", rand::random::<u64>());
@@ -117,6 +128,7 @@ async fn run(flags: Flags, data: Handle, filter: LogFilter) -> anyhow::Result<()
         report: Report::new(Arc::clone(&telemetry)),
         bundle: Arc::new(MeshTrust::new(Arc::clone(&state), bundle)),
         identities,
+        busy_threads: Some(busy),
     })));
 
     let metrics = Pages::metrics(Arc::clone(&telemetry));

@@ -5,7 +5,7 @@ use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Handle};
 use weft_api::handover::{self, ListenerKind};
 use weft_certs::{BundleSource, SpiffeId};
 
@@ -33,6 +33,8 @@ pub struct Node {
     pub bundle: Arc<dyn BundleSource>,
     /// Certificates.
     pub identities: Identities,
+    /// Where pods run that keep the runtime's own threads busy: [`crate::share::busy_threads`].
+    pub busy_threads: Option<Handle>,
 }
 
 /// What the agent says of a pod.

@@ -8,8 +8,13 @@
 //! the runtime's queue. Whoever waits there waits for one turn of each other pod at most.
 //!
 //! A pod has half as many shards as there are workers: alone it never holds all of them, so
-//! another's work finds a free one at once. What keeps more than half of a node's processors busy
-//! in its proxy is rather a flood than a load.
+//! another's work finds a free one at once.
+//!
+//! That is fair to who has a thread. The kernel decides who that is, and a thread that has been busy for
+//! long must wait for others of its like, with all that it carries. So a shard that keeps a thread
+//! busy moves to a second set of them ([`busy_threads`]) and comes back when it is calm: the first
+//! set's threads sleep most of the time, and run at once when something comes for one of the other
+//! pods. All sockets and timers stay with the first.
 //!
 //! What a future of a pod starts by [`spawn`] is of the same shard, and wakes there without a
 //! system call. A panic ends one future, as it would a task.
@@ -23,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use self::shard::Shard;
 
@@ -35,6 +40,28 @@ mod tests;
 /// to the end of the queue (under 1 µs) is not felt; ten pods that flood at once delay another by a
 /// millisecond at most.
 const QUANTUM: Duration = Duration::from_micros(100);
+
+/// Threads for busy pods give way to those for the others: with 5 steps less priority they have a
+/// third of the weight where both are ready (within the proxy's own group, in a container), and
+/// lose nothing where processors are free.
+const NICE: i32 = 5;
+
+/// Threads for shards that are busy. They make no sockets of their own.
+///
+/// # Errors
+/// The threads can't be started.
+pub fn busy_threads(workers: usize) -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("busy")
+        .on_thread_start(|| {
+            // Of this thread alone, in Linux. Without it the threads are like any other.
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::warn!(%error, "threads for busy pods run with full priority");
+            }
+        })
+        .build()
+}
 
 thread_local! {
     /// The shard whose turn it is on this thread.
@@ -50,23 +77,28 @@ pub struct Share {
 }
 
 impl Share {
-    /// An empty share of the runtime that this is called in.
+    /// An empty share of the runtime that this is called in, and of [`busy_threads`].
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     #[must_use]
-    pub fn new() -> Self {
-        let workers = Handle::try_current().map_or(1, |it| it.metrics().num_workers());
-        Self::with_shards((workers / 2).max(1))
+    pub fn new(busy: Option<Handle>) -> Self {
+        let workers = Handle::current().metrics().num_workers();
+        Self::with_shards((workers / 2).max(1), busy)
     }
 
-    fn with_shards(shards: usize) -> Self {
+    fn with_shards(shards: usize, threads: Option<Handle>) -> Self {
         let busy = Arc::<AtomicU64>::default();
+        let home = Handle::current();
+        let shard = |_| Shard::new(home.clone(), threads.clone(), Arc::clone(&busy));
         Self {
-            shards: (0..shards).map(|_| Shard::new(Arc::clone(&busy))).collect(),
+            shards: (0..shards).map(shard).collect(),
             next: AtomicUsize::new(0),
             busy,
         }
     }
 
-    /// Runs a future to its end, or until the share is closed. Call it within the runtime.
+    /// Runs a future to its end, or until the share is closed.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         self.shards[next % self.shards.len()].spawn(Box::pin(future));
@@ -81,12 +113,6 @@ impl Share {
     #[must_use]
     pub fn busy(&self) -> &Arc<AtomicU64> {
         &self.busy
-    }
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

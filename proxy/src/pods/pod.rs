@@ -141,7 +141,7 @@ impl Pod {
             kill,
             tasks: TaskTracker::new(),
             acceptors: TaskTracker::new(),
-            share: Share::new(),
+            share: Share::new(node.busy_threads.clone()),
             joined_again: CancellationToken::new(),
             earlier: Mutex::default(),
             node,

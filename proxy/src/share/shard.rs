@@ -14,17 +14,28 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use slab::Slab;
-use tokio::task::coop;
+use tokio::{runtime::Handle, task::coop};
 
 use super::{CURRENT, QUANTUM};
 
+/// How long what a shard has run is added up…
+const WINDOW: Duration = Duration::from_millis(100);
+/// …and how much is too much: a fifth of a processor. A burst of some hundred connections is.
+const BUSY: Duration = Duration::from_millis(20);
+/// A shard whose windows are below it comes back: half, so that it does not go to and fro.
+const CALM: Duration = Duration::from_millis(10);
+
 pub(super) struct Shard {
+    /// Where its sockets and timers are, and where it runs while it is calm.
+    home: Handle,
+    /// Where it runs while it is busy.
+    threads: Option<Handle>,
     queue: Mutex<Queue>,
     tasks: Mutex<Slab<Arc<Task>>>,
     /// Nanoseconds, of all shards of the pod.
@@ -61,7 +72,9 @@ struct Task {
 enum Turn {
     /// By the clock: more is ready.
     Over,
-    /// The share is closed; what is to be dropped.
+    /// It is to go on elsewhere.
+    Moves,
+    /// The share is closed.
     Closed,
 }
 
@@ -74,8 +87,10 @@ impl fmt::Debug for Shard {
 }
 
 impl Shard {
-    pub(super) fn new(busy: Arc<AtomicU64>) -> Arc<Self> {
+    pub(super) fn new(home: Handle, threads: Option<Handle>, busy: Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Self {
+            home,
+            threads,
             queue: Mutex::default(),
             tasks: Mutex::default(),
             busy,
@@ -107,7 +122,7 @@ impl Shard {
         let driver = queue.driver.take();
         drop(queue);
         if state == State::New {
-            tokio::spawn(Driver(Arc::clone(self)).run());
+            Driver::new(Arc::clone(self)).launch();
         }
         if let Some(driver) = driver {
             driver.wake();
@@ -135,15 +150,79 @@ impl Shard {
             driver.wake();
         }
     }
+}
+
+/// The task of a runtime that runs a shard.
+struct Driver {
+    shard: Arc<Shard>,
+    /// It runs on the threads for busy shards.
+    away: bool,
+    /// What it has run since when.
+    since: Instant,
+    ran: Duration,
+}
+
+impl Driver {
+    fn new(shard: Arc<Shard>) -> Self {
+        Self {
+            shard,
+            away: false,
+            since: Instant::now(),
+            ran: Duration::ZERO,
+        }
+    }
+
+    fn launch(self) {
+        let runtime = match (&self.shard.threads, self.away) {
+            (Some(threads), true) => threads.clone(),
+            _ => self.shard.home.clone(),
+        };
+        runtime.spawn(self.run());
+    }
+
+    async fn run(mut self) {
+        loop {
+            match poll_fn(|cx| self.turn(cx)).await {
+                Turn::Over => tokio::task::yield_now().await,
+                Turn::Moves => {
+                    self.away = !self.away;
+                    // It is of the task that ends here.
+                    self.shard.queue.lock().driver = None;
+                    return self.launch();
+                }
+                Turn::Closed => break,
+            }
+        }
+        // Thousands of connections: closing them takes its time, too.
+        let mut left = self.take_all();
+        while !left.is_empty() {
+            let start = Instant::now();
+            {
+                let _current = Current::enter(&self.shard);
+                let _home = self.away.then(|| self.shard.home.enter());
+                while start.elapsed() < QUANTUM
+                    && let Some(task) = left.pop()
+                {
+                    task.end();
+                }
+            }
+            self.charge(start.elapsed());
+            tokio::task::yield_now().await;
+        }
+    }
 
     /// Polls what is ready. Pending, it waits to be woken.
-    fn turn(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Turn> {
-        let _current = Current::enter(self);
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
         let start = Instant::now();
+        if self.is_to_move(start) {
+            return Poll::Ready(Turn::Moves);
+        }
+        let _current = Current::enter(&self.shard);
+        let _home = self.away.then(|| self.shard.home.enter());
         let mut now = start;
         let ended = loop {
             let task = {
-                let mut queue = self.queue.lock();
+                let mut queue = self.shard.queue.lock();
                 if queue.state == State::Closed {
                     break Poll::Ready(Turn::Closed);
                 }
@@ -164,39 +243,31 @@ impl Shard {
         ended
     }
 
-    fn charge(&self, took: std::time::Duration) {
+    fn charge(&mut self, took: Duration) {
+        self.ran += took;
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.busy.fetch_add(nanos, Ordering::Relaxed);
+        self.shard.busy.fetch_add(nanos, Ordering::Relaxed);
     }
-}
 
-/// The task of the runtime that runs a shard.
-struct Driver(Arc<Shard>);
-
-impl Driver {
-    async fn run(self) {
-        while let Turn::Over = poll_fn(|cx| self.0.turn(cx)).await {
-            tokio::task::yield_now().await;
+    /// Whether it is busy where the calm are, or the other way round.
+    fn is_to_move(&mut self, now: Instant) -> bool {
+        if self.shard.threads.is_none() {
+            return false;
         }
-        // Thousands of connections: closing them takes its time, too.
-        let mut left = self.take_all();
-        while !left.is_empty() {
-            let start = Instant::now();
-            {
-                let _current = Current::enter(&self.0);
-                while start.elapsed() < QUANTUM
-                    && let Some(task) = left.pop()
-                {
-                    task.end();
-                }
-            }
-            self.0.charge(start.elapsed());
-            tokio::task::yield_now().await;
+        let over = now - self.since >= WINDOW;
+        let moves = match self.away {
+            false => self.ran >= BUSY,
+            true => over && self.ran < CALM,
+        };
+        if over || moves {
+            self.since = now;
+            self.ran = Duration::ZERO;
         }
+        moves
     }
 
     fn take_all(&self) -> Vec<Arc<Task>> {
-        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
+        let mut tasks = std::mem::take(&mut *self.shard.tasks.lock());
         tasks.drain().collect()
     }
 }
@@ -205,7 +276,7 @@ impl Drop for Driver {
     /// The share is closed, or the runtime has ended: nothing will be polled again.
     fn drop(&mut self) {
         let ready = {
-            let mut queue = self.0.queue.lock();
+            let mut queue = self.shard.queue.lock();
             queue.state = State::Closed;
             std::mem::take(&mut queue.ready)
         };

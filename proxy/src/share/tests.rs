@@ -42,7 +42,7 @@ async fn eventually(mut condition: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn a_thousand_ready_futures_of_one_pod_delay_anothers_by_a_turn_and_not_by_a_thousand() {
-    let (loud, quiet) = (Share::with_shards(1), Share::with_shards(1));
+    let (loud, quiet) = (Share::with_shards(1, None), Share::with_shards(1, None));
     let polls = Arc::new(AtomicU32::new(0));
     for _ in 0..1_000 {
         let polls = Arc::clone(&polls);
@@ -74,7 +74,7 @@ async fn a_thousand_ready_futures_of_one_pod_delay_anothers_by_a_turn_and_not_by
 
 #[tokio::test]
 async fn a_future_that_always_wants_more_lets_others_of_its_pod_go_first() {
-    let share = Share::with_shards(1);
+    let share = Share::with_shards(1, None);
     share.spawn(async {
         loop {
             yield_now().await;
@@ -90,7 +90,7 @@ async fn a_future_that_always_wants_more_lets_others_of_its_pod_go_first() {
 
 #[tokio::test]
 async fn a_future_that_eats_the_runtimes_budget_does_not_stop_its_pod() {
-    let share = Share::with_shards(1);
+    let share = Share::with_shards(1, None);
     let (send, mut receive) = mpsc::unbounded_channel();
     for n in 0..10_000 {
         send.send(n).expect("somebody listens");
@@ -112,7 +112,7 @@ async fn a_future_that_eats_the_runtimes_budget_does_not_stop_its_pod() {
 
 #[tokio::test]
 async fn a_panic_ends_one_future_alone() {
-    let share = Share::with_shards(1);
+    let share = Share::with_shards(1, None);
     let dropped = Arc::<AtomicU32>::default();
     let mine = Dropped(Arc::clone(&dropped));
     share.spawn(async move {
@@ -129,7 +129,7 @@ async fn a_panic_ends_one_future_alone() {
 
 #[tokio::test]
 async fn closing_drops_every_future_and_each_new_one() {
-    let share = Share::with_shards(2);
+    let share = Share::with_shards(2, None);
     let dropped = Arc::<AtomicU32>::default();
     for _ in 0..100 {
         let mine = Dropped(Arc::clone(&dropped));
@@ -149,7 +149,7 @@ async fn closing_drops_every_future_and_each_new_one() {
 
 #[tokio::test]
 async fn what_a_future_starts_ends_with_its_pod() {
-    let share = Share::with_shards(1);
+    let share = Share::with_shards(1, None);
     let dropped = Arc::<AtomicU32>::default();
     let started = Arc::new(Notify::new());
     let (mine, tell) = (Dropped(Arc::clone(&dropped)), Arc::clone(&started));
@@ -177,7 +177,7 @@ async fn a_future_that_starts_others_when_it_is_dropped_can_be_closed() {
             });
         }
     }
-    let share = Share::with_shards(1);
+    let share = Share::with_shards(1, None);
     let dropped = Arc::<AtomicU32>::default();
     let starts = Starts(Arc::clone(&dropped));
     share.spawn(async move {
@@ -191,7 +191,7 @@ async fn a_future_that_starts_others_when_it_is_dropped_can_be_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_wake_up_from_another_thread_is_lost() {
-    let share = Share::new();
+    let share = Share::new(None);
     let mut ends = Vec::new();
     for _ in 0..64 {
         let (to, mut from) = mpsc::channel::<u32>(1);
@@ -218,7 +218,7 @@ async fn no_wake_up_from_another_thread_is_lost() {
 
 #[tokio::test]
 async fn time_is_charged_to_the_pod_that_took_it() {
-    let (loud, quiet) = (Share::with_shards(1), Share::with_shards(1));
+    let (loud, quiet) = (Share::with_shards(1, None), Share::with_shards(1, None));
     let ran = Arc::new(AtomicBool::new(false));
     let done = Arc::clone(&ran);
     loud.spawn(async move {
@@ -234,4 +234,46 @@ async fn time_is_charged_to_the_pod_that_took_it() {
     eventually(|| loud.busy().load(Ordering::Relaxed) >= 20_000_000).await;
     let (loud, quiet) = (loud.busy(), quiet.busy());
     assert!(quiet.load(Ordering::Relaxed) < loud.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_busy_pod_gets_other_threads_and_comes_back_when_it_is_calm() {
+    let home = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("home")
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let threads = busy_threads(1).expect("a runtime");
+    let handle = threads.handle().clone();
+    home.block_on(async move {
+        let share = Share::with_shards(1, Some(handle));
+        let at = Arc::new(parking_lot::Mutex::new(String::new()));
+        let busy = Arc::new(AtomicBool::new(true));
+        let (place, wanted) = (Arc::clone(&at), Arc::clone(&busy));
+        share.spawn(async move {
+            loop {
+                *place.lock() = std::thread::current().name().unwrap_or_default().to_owned();
+                if wanted.load(Ordering::Relaxed) {
+                    spin(Duration::from_millis(1));
+                    yield_now().await;
+                } else {
+                    // A timer, which only the home runtime has.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        eventually(|| *at.lock() == "busy").await;
+        busy.store(false, Ordering::Relaxed);
+        eventually(|| *at.lock() == "home").await;
+        let dropped = Arc::<AtomicU32>::default();
+        let mine = Dropped(Arc::clone(&dropped));
+        share.spawn(async move {
+            let _mine = mine;
+            pending::<()>().await;
+        });
+        share.close();
+        eventually(|| dropped.load(Ordering::Relaxed) == 1).await;
+    });
+    threads.shutdown_background();
 }

@@ -326,6 +326,7 @@ fn proxy(
         report: Report::new(Arc::clone(telemetry)),
         bundle: Arc::clone(bundle),
         identities,
+        busy_threads: None,
     })))
 }
 
