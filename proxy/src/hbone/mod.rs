@@ -13,11 +13,13 @@ use tokio::time::Instant;
 use crate::settings::Settings;
 
 mod connect;
+mod door;
 mod linger;
 mod pool;
 mod server;
 mod stream;
 
+pub use door::Door;
 pub use linger::Lingering;
 pub use pool::{Destination, Pool, PoolStats, StreamGuard};
 pub use server::serve;

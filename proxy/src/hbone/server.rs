@@ -1,12 +1,23 @@
 //! The server's end of a tunnel. In flow connections on 15008; out flow, for each CONNECT that
 //! names an address of this pod, a connection to the application from the client's own address.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use weft_certs::{SpiffeId, tls};
 
 use super::{
@@ -29,6 +40,39 @@ struct Peer {
     identity: SpiffeId,
 }
 
+/// CONNECTs of one tunnel that the client gave up before they were answered, less those that it did
+/// not. Each costs a connection to the application, and the client next to nothing.
+#[derive(Debug, Default)]
+struct Abandoned(AtomicUsize);
+
+/// As a client may that is in a hurry and whose server is not.
+const ABANDONED: usize = 50;
+/// Who has abandoned more must want a connection for this long before the application is asked for
+/// one: what is reset at once, as floods do, then costs no more than it is read.
+const HESITATION: Duration = Duration::from_millis(20);
+
+impl Abandoned {
+    fn count(&self, abandoned: bool) {
+        let counted = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                if abandoned {
+                    Some((count + 1).min(2 * ABANDONED))
+                } else {
+                    count.checked_sub(1)
+                }
+            });
+        // Zero stays zero.
+        let _ = counted;
+    }
+
+    async fn wait(&self) {
+        if self.0.load(Ordering::Relaxed) > ABANDONED {
+            sleep(HESITATION).await;
+        }
+    }
+}
+
 /// Why a CONNECT was not granted.
 struct Refusal {
     status: StatusCode,
@@ -41,20 +85,29 @@ struct Refusal {
 pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     let address = socket::canonical(address);
     let settings = pod.settings();
+    let Some(knock) = pod.handshakes().knock(address.ip()) else {
+        socket::reset_on_close(&tcp);
+        let reason = "too many connections of this address have not proven who they are";
+        let failure = Failure::new("shed", reason);
+        pod.report().handshake(Side::Server, address, Err(failure));
+        return;
+    };
     let established = timeout(settings.handshake, async {
         // Who says nothing takes no place in the queue below.
         tcp.readable()
             .await
             .map_err(|error| Failure::new("tls", error.to_string()))?;
         // Many handshakes at once would take the CPU away from what is open.
-        let _permit = pod.handshakes().acquire().await;
-        let stream =
-            pod.acceptor().accept(tcp).await.map_err(
-                |error| match weft_certs::verify::reason_in(&error) {
-                    Some(reason) => Failure::new(reason.label(), reason.to_string()),
-                    None => Failure::new("tls", error.to_string()),
-                },
-            )?;
+        let pass = knock.enter().await;
+        let accepted = tokio::select! {
+            accepted = pod.acceptor().accept(tcp) => accepted,
+            () = pass.overdue() => return Err(Failure::new("shed", "it stalled while others waited")),
+        };
+        let stream = accepted.map_err(|error| match weft_certs::verify::reason_in(&error) {
+            Some(reason) => Failure::new(reason.label(), reason.to_string()),
+            None => Failure::new("tls", error.to_string()),
+        })?;
+        drop(pass);
         let identity = tls::peer_identity(stream.get_ref().1)
             .ok_or_else(|| Failure::new("no_identity", "the client showed no SPIFFE identity"))?;
         let connection = server_builder(settings.streams)
@@ -65,6 +118,7 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     })
     .await
     .unwrap_or_else(|_| Err(Failure::new("timeout", "no handshake in time")));
+    drop(knock);
     let (mut connection, identity) = match established {
         Ok(established) => established,
         Err(failure) => {
@@ -76,6 +130,7 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     let _open = pod.report().telemetry().tunnel_opened(Side::Server);
     let peer = Peer { address, identity };
     let usage = Arc::new(Usage::new());
+    let abandoned = Arc::new(Abandoned::default());
     let pings = connection.ping_pong();
     let watching = async {
         match pings {
@@ -95,7 +150,9 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                     usage.count();
                     may_leave = true;
                     let guard = StreamGuard::new(Arc::clone(&usage));
-                    let tunnel = connect(Arc::clone(&pod), peer.clone(), request, respond, guard);
+                    let abandoned = Arc::clone(&abandoned);
+                    let (pod, peer) = (Arc::clone(&pod), peer.clone());
+                    let tunnel = connect(Arc::clone(&pod), peer, request, respond, guard, abandoned);
                     pod.spawn(tunnel);
                 }
                 Some(Err(error)) => {
@@ -136,10 +193,27 @@ async fn connect(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     guard: StreamGuard,
+    abandoned: Arc<Abandoned>,
 ) {
     let mut record = Record::inbound(peer.address, Tunnel::Hbone);
     record.source_identity = Some(peer.identity.as_str().into());
-    let opened = open(&pod, &peer, &request, &mut record).await;
+    let opened = tokio::select! {
+        biased;
+        opened = async {
+            abandoned.wait().await;
+            open(&pod, &peer, &request, &mut record).await
+        } => Some(opened),
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => None,
+    };
+    abandoned.count(opened.is_none());
+    let Some(opened) = opened else {
+        record.failed(Failure::new(
+            "client_gone",
+            "the client gave up before there was an answer",
+        ));
+        pod.report().finished(record);
+        return;
+    };
     let tcp = match opened {
         Ok(tcp) => tcp,
         Err(refusal) => {

@@ -56,7 +56,7 @@ pub struct Pod {
     outbound: Arc<Semaphore>,
     inbound: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
-    handshakes: Semaphore,
+    handshakes: Arc<hbone::Door>,
     listening: Mutex<Listening>,
     accepting: watch::Sender<bool>,
     pub(super) drain: Drain,
@@ -122,6 +122,10 @@ impl Pod {
             Arc::clone(&connector) as Arc<dyn Connector>,
             node.http,
         );
+        let share = Share::new(node.busy_threads.clone());
+        node.report
+            .telemetry()
+            .pod_busy(&info.namespace, &info.name, share.busy());
         Ok(Arc::new(Self {
             info: ArcSwap::from_pointee(info),
             netns,
@@ -134,14 +138,14 @@ impl Pod {
             outbound: Arc::new(Semaphore::new(settings.connections)),
             inbound: Arc::new(Semaphore::new(settings.connections)),
             tunnels: Arc::new(Semaphore::new(settings.tunnels)),
-            handshakes: Semaphore::new(settings.handshakes),
+            handshakes: hbone::Door::new(settings.handshakes),
             listening: Mutex::default(),
             accepting: watch::Sender::new(false),
             drain: Drain::default(),
             kill,
             tasks: TaskTracker::new(),
             acceptors: TaskTracker::new(),
-            share: Share::new(node.busy_threads.clone()),
+            share,
             joined_again: CancellationToken::new(),
             earlier: Mutex::default(),
             node,
@@ -400,7 +404,7 @@ impl Pod {
     }
 
     /// Bounds handshakes in flight.
-    pub fn handshakes(&self) -> &Semaphore {
+    pub fn handshakes(&self) -> &Arc<hbone::Door> {
         &self.handshakes
     }
 }

@@ -6,6 +6,7 @@
 //! labels are words of the program and so few.
 
 pub mod access_log;
+mod busy;
 mod connections;
 mod histogram;
 mod labels;
@@ -17,7 +18,10 @@ mod series;
 mod tests;
 
 use std::{
-    sync::{Arc, atomic::AtomicI64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -35,6 +39,7 @@ pub use self::{
     requests::Requests,
 };
 use self::{
+    busy::{Busy, BusyCollector},
     connections::{ConnectionCollector, Connections},
     requests::RequestCollector,
     series::{Bounded, CAP},
@@ -59,6 +64,7 @@ pub struct Telemetry {
     tunnels: Family<Words<1>, Gauge>,
     sniff_fallbacks: Family<Words<1>, Counter>,
     protocol_errors: Family<Words<2>, Counter>,
+    busy: Arc<Busy>,
     log_dropped: Counter,
     xds_connected: Gauge,
     xds_failures: Counter,
@@ -120,6 +126,8 @@ impl Telemetry {
         let registry = &mut metrics.0;
         registry.register_collector(Box::new(RequestCollector(Arc::clone(&requests))));
         registry.register_collector(Box::new(ConnectionCollector(Arc::clone(&connections))));
+        let busy = Arc::<Busy>::default();
+        registry.register_collector(Box::new(BusyCollector(Arc::clone(&busy))));
         registry.register_collector(Box::new(process::Process));
         registry.register(
             "weft_build",
@@ -167,6 +175,7 @@ impl Telemetry {
             ),
             requests,
             connections,
+            busy,
             registry: Mutex::new(metrics.0),
         };
         Arc::new(telemetry)
@@ -209,6 +218,11 @@ impl Telemetry {
         self.protocol_errors
             .get_or_create_owned(&[("protocol", protocol), ("reason", reason)])
             .inc();
+    }
+
+    /// Shows what a pod costs for as long as `nanos` is held.
+    pub fn pod_busy(&self, namespace: &Arc<str>, pod: &Arc<str>, nanos: &Arc<AtomicU64>) {
+        self.busy.add(Arc::clone(namespace), Arc::clone(pod), nanos);
     }
 
     // --- HBONE and identity ------------------------------------------------------------------

@@ -8,6 +8,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use weft_certs::{SpiffeId, tls};
 
+use crate::floods::tunnel;
 use crate::mesh::{Mesh, NAMESPACE, Spec, TRUST_DOMAIN, captured, outside, until};
 
 const PORT: u16 = 8080;
@@ -121,21 +122,7 @@ async fn a_port_that_nobody_listens_on_is_reset_at_the_client() {
 
 /// What the server's proxy answers to a CONNECT (or else) of a peer of the test's own.
 async fn answer(mesh: &Mesh, method: Method, authority: &str) -> (StatusCode, String) {
-    let tcp = mesh
-        .host(0)
-        .dial(mesh.host(1).at(15008))
-        .await
-        .expect("the port is open");
-    let expected = SpiffeId::new(TRUST_DOMAIN, NAMESPACE, "server").expect("an id");
-    let bundle = std::sync::Arc::clone(&mesh.bundle);
-    let config = tls::client_config(mesh.svid("peer"), bundle, [expected]).expect("a config");
-    let stream = TlsConnector::from(config)
-        .connect(tls::unnamed(), tcp)
-        .await;
-    let (mut requests, connection) = h2::client::handshake(stream.expect("a handshake"))
-        .await
-        .expect("HTTP/2");
-    let connection = tokio::spawn(connection);
+    let (mut requests, connection) = tunnel(mesh).await;
     let uri = if method == Method::CONNECT {
         authority.to_owned()
     } else {

@@ -1,5 +1,8 @@
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -235,4 +238,22 @@ fn what_users_name_cannot_break_the_format() {
         values(&telemetry, &["weft_requests_total{", "a\\\"b\\\\c\\nd"]),
         [1.0]
     );
+}
+
+#[test]
+fn a_pods_cost_is_shown_while_it_is_served() {
+    let telemetry = telemetry(10);
+    let (old, new) = (
+        Arc::new(AtomicU64::new(1_500_000_000)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let (namespace, pod): (Arc<str>, Arc<str>) = ("shop".into(), "checkout".into());
+    telemetry.pod_busy(&namespace, &pod, &old);
+    telemetry.pod_busy(&namespace, &pod, &new);
+    let line = r#"weft_pod_busy_seconds_total{namespace="shop",pod="checkout"} "#;
+    new.store(500_000_000, Ordering::Relaxed);
+    let text = telemetry.encode();
+    assert!(text.contains(&format!("{line}2.0")), "{text}");
+    drop((old, new));
+    assert!(!telemetry.encode().contains("weft_pod_busy"), "it has gone");
 }
