@@ -32,11 +32,11 @@ pub struct Flags {
     /// Where configuration and certificates outlive this process: memory-backed, never a disk.
     #[arg(long, value_name = "DIR")]
     pub snapshot_dir: PathBuf,
-    /// Prometheus metrics.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15020")]
+    /// Prometheus metrics. `[::]` is all addresses of both families.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15020")]
     pub metrics: SocketAddr,
     /// Readiness.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15021")]
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15021")]
     pub ready: SocketAddr,
     /// The admin interface, which shows everything: on loopback.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000")]

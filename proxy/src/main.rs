@@ -5,11 +5,20 @@
 //! certificates or scrapes does not delay bytes; and pods that keep these busy have threads of their
 //! own.
 
-use std::{io::IsTerminal, net::SocketAddr, panic, sync::Arc, time::SystemTime};
+use std::{
+    io::IsTerminal,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    panic,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use anyhow::Context;
 use clap::Parser;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Handle, Runtime},
@@ -182,9 +191,17 @@ fn admin_pages(state: &Arc<State>, pods: &Arc<Pods>, filter: LogFilter) -> Pages
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on {address}"))
+    let bound = match TcpListener::bind(address).await {
+        // All addresses, of a kernel without IPv6.
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("can't listen on {address}"))
 }
 
 fn runtime(name: &str, threads: Option<usize>) -> anyhow::Result<Runtime> {

@@ -5,6 +5,25 @@ use std::{net::IpAddr, sync::Arc};
 
 use weft_api::config::{AppProtocol, MtlsMode, TrafficDistribution};
 
+/// An IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address that is in canonical form.
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
 /// `<namespace>/<name>` of a Service.
 pub type ServiceName = Arc<str>;
 

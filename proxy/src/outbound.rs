@@ -15,7 +15,7 @@ use crate::{
     connector::Upstream,
     copy::TcpSide,
     io::ConnectError,
-    model::Client,
+    model::{Client, Family},
     pods::Pod,
     prefixed::Prefixed,
     report::{Failure, Record},
@@ -153,9 +153,13 @@ impl Captured {
     async fn pick(&mut self, service: &str, port: u16) -> Result<Upstream, Failure> {
         let mut tried = Vec::new();
         let client = self.client.address.ip();
+        let family = Family::of(client);
         let mut last: Option<ConnectError> = None;
         while tried.len() < self.pod.settings().attempts {
-            let mut picked = match (self.pod.state().pick(service, port, &tried), last.take()) {
+            let mut picked = match (
+                self.pod.state().pick(service, port, family, &tried),
+                last.take(),
+            ) {
                 (Ok(picked), _) => picked,
                 // What went wrong tells more than that there is nothing else to try.
                 (Err(NoEndpoint::AllExcluded(..)), Some(error)) => return Err(error.into()),

@@ -12,7 +12,7 @@ use prost::Message;
 use weft_api::config;
 use weft_proxy::{
     balance::Weighted,
-    model::Locality,
+    model::{Family, Locality},
     state::{Delta, Kind, Resource, State},
     telemetry::{AccessLog, Direction, Labels, Peer, Sink, Telemetry, Tunnel},
 };
@@ -79,6 +79,7 @@ fn mesh() -> Arc<State> {
                 ready: true,
                 serving: true,
                 terminating: false,
+                families: Vec::new(),
             }],
             ..config::Workload::default()
         };
@@ -125,7 +126,7 @@ fn the_way_of_a_request_allocates_nothing() {
     assert_eq!(table, 0);
     let pick = allocations("pick, answer, end", |i| {
         let mut picked = state
-            .pick(&names[(i % SERVICES) as usize], 80, &[])
+            .pick(&names[(i % SERVICES) as usize], 80, Family::V4, &[])
             .expect("an endpoint");
         picked.load.first_byte();
     });

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
 use serde::Deserialize;
 use serde_json::Value;
-use weft_api::config::{Endpoint, EndpointPort, Workload};
+use weft_api::config::{Endpoint, EndpointPort, IpFamily, Workload};
 
 use super::{
     objects::{Metadata, NamespacedName, address, octets, or_default, read},
@@ -170,6 +170,7 @@ impl Slice {
                         ready: endpoint.ready,
                         serving: endpoint.serving,
                         terminating: endpoint.terminating,
+                        families: vec![family(address).into()],
                     },
                     node: endpoint.node.clone(),
                     zone: endpoint.zone.clone(),
@@ -217,7 +218,32 @@ impl Member {
     }
 }
 
-/// Adds a membership, of which there is one per Service however many slices tell it.
+fn family(address: IpAddr) -> IpFamily {
+    match address {
+        IpAddr::V4(_) => IpFamily::Ipv4,
+        IpAddr::V6(_) => IpFamily::Ipv6,
+    }
+}
+
+/// A membership in all the families that the workload has is in no family in particular: what says
+/// nothing costs nothing.
+pub(super) fn forget_families(workload: &mut Workload) {
+    const V4: usize = 4;
+    let has = |family: i32| {
+        let v4 = family == i32::from(IpFamily::Ipv4);
+        workload.addresses.iter().any(|a| (a.len() == V4) == v4)
+    };
+    let all = [IpFamily::Ipv4, IpFamily::Ipv6].map(i32::from);
+    let own: Vec<i32> = all.into_iter().filter(|family| has(*family)).collect();
+    for endpoint in &mut workload.endpoints {
+        if own.iter().all(|family| endpoint.families.contains(family)) {
+            endpoint.families.clear();
+        }
+    }
+}
+
+/// Adds a membership, of which there is one per Service however many slices tell it: those of a
+/// second family, too, make it no second endpoint.
 pub(super) fn add(endpoints: &mut Vec<Endpoint>, more: &Endpoint) {
     match endpoints
         .iter_mut()
@@ -239,6 +265,9 @@ fn merge(known: &mut Endpoint, more: &Endpoint) {
     known
         .ports
         .sort_by_key(|port| (port.service_port, port.target_port));
+    known.families.extend(&more.families);
+    known.families.sort_unstable();
+    known.families.dedup();
     known.ready |= more.ready;
     known.serving |= more.serving;
     known.terminating &= more.terminating;

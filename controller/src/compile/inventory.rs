@@ -274,6 +274,7 @@ impl Inventory {
         for member in members {
             endpoints::add(&mut workload.endpoints, &member.endpoint);
         }
+        endpoints::forget_families(&mut workload);
         workload.endpoints.sort_by(|a, b| a.service.cmp(&b.service));
         Some(workload)
     }

@@ -1,7 +1,7 @@
 //! Power of two choices: candidates flow in, in up to [`SLICES`] slices that stay where they are
 //! (no list is built for a pick); one candidate flows out.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use rand::Rng;
 
@@ -17,8 +17,6 @@ const DRAWS: usize = 4;
 pub trait Candidate {
     /// Its load.
     fn load(&self) -> &Arc<Load>;
-    /// Its address, for what is excluded.
-    fn address(&self) -> SocketAddr;
 }
 
 /// A list of candidates, made of slices.
@@ -59,19 +57,16 @@ impl<'a, C: Candidate> Candidates<'a, C> {
         self.len == 0
     }
 
-    /// The better of two that are drawn at random from those that are neither excluded nor (if
-    /// `healthy`) ejected. `None`: all are.
+    /// The better of two that are drawn at random from those that are allowed and not (if
+    /// `healthy`) ejected. `None`: there is none.
     pub fn pick(
         &self,
         now: u32,
-        exclude: &[SocketAddr],
         healthy: bool,
+        allowed: impl Fn(&C) -> bool,
         rng: &mut impl Rng,
     ) -> Option<&'a C> {
-        let eligible = |c: &C| {
-            !(healthy && c.load().ejected(now))
-                && (exclude.is_empty() || !exclude.contains(&c.address()))
-        };
+        let eligible = |c: &C| !(healthy && c.load().ejected(now)) && allowed(c);
         let first = self.draw(None, &eligible, rng)?;
         let a = self.get(first);
         let Some(second) = self.draw(Some(first), &eligible, rng) else {

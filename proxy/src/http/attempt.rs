@@ -19,7 +19,7 @@ use super::{
     session::Session,
     upstream::{Http1Lease, Http2Lease, Lease, Pump, exchange as exchange_http2},
 };
-use crate::state::NoEndpoint;
+use crate::{model::Family, state::NoEndpoint};
 
 /// A request on its way.
 pub(super) struct Outgoing {
@@ -59,11 +59,13 @@ impl Session {
         exchange: &mut Exchange,
     ) -> Result<Box<Answer>, Failure> {
         let limits = &self.pod.limits;
+        let family = Family::of(self.original_dst().ip());
         let mut tried = Vec::new();
         let mut last = None;
         let mut fresh = false;
         for _ in 0..limits.attempts {
-            let picked = match self.state().pick(plan.service, plan.port, &tried) {
+            let picked = self.state().pick(plan.service, plan.port, family, &tried);
+            let picked = match picked {
                 Ok(picked) => picked,
                 Err(NoEndpoint::AllExcluded(..)) if last.is_some() => break,
                 Err(none) => {

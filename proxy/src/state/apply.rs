@@ -119,26 +119,26 @@ impl State {
     fn set_workload(&self, workload: Workload, memberships: Vec<Membership>) {
         let workload = Arc::new(workload);
         let old = self.workloads.with(&*workload.uid, Arc::clone);
+        let primary = workload.addresses.first().copied();
+        // One load for both families: it is one application that is busy.
+        let key = |m: &Membership| Some(SocketAddr::new(primary?, m.targets.port()));
         let mut loads: Vec<(SocketAddr, Arc<Load>)> = Vec::new();
-        for m in &memberships {
-            if !loads.iter().any(|(at, _)| *at == m.target) {
+        for at in memberships.iter().filter_map(key) {
+            if !loads.iter().any(|(known, _)| *known == at) {
                 let kept = old.as_ref().and_then(|old| {
-                    let same = old.loads.iter().find(|(at, _)| *at == m.target);
+                    let same = old.loads.iter().find(|(known, _)| *known == at);
                     same.map(|(_, load)| Arc::clone(load))
                 });
-                loads.push((m.target, kept.unwrap_or_default()));
+                loads.push((at, kept.unwrap_or_default()));
             }
         }
 
         for m in &memberships {
+            let load = loads.iter().find(|(at, _)| Some(*at) == key(m));
             let endpoint = Endpoint {
                 workload: Arc::clone(&workload),
-                address: m.target,
-                load: loads
-                    .iter()
-                    .find(|(at, _)| *at == m.target)
-                    .map(|(_, load)| Arc::clone(load))
-                    .unwrap_or_default(),
+                targets: m.targets,
+                load: load.map(|(_, load)| Arc::clone(load)).unwrap_or_default(),
             };
             self.change_service(&m.service, |known| {
                 known.change_port(m.port, |port| {

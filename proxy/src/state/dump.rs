@@ -97,7 +97,7 @@ fn endpoints(of: &Port) -> Value {
     let now = load::millis(Instant::now());
     let all = of.endpoints.iter().map(|(endpoint, readiness)| {
         json!({
-            "address": endpoint.address,
+            "addresses": endpoint.targets.iter().collect::<Vec<_>>(),
             "workload": endpoint.workload.uid,
             "readiness": readiness.label(),
             "in_flight": endpoint.load.in_flight(),

@@ -1,7 +1,11 @@
 //! The endpoints of one Service port, sorted into slices by readiness and distance so that a
 //! pick looks only at those that count. A change of one endpoint costs one hash and one move.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use foldhash::fast::RandomState;
 use rand::Rng;
@@ -12,7 +16,7 @@ use crate::{
         Load,
         p2c::{Candidate, Candidates},
     },
-    model::{Locality, Workload},
+    model::{Family, Locality, Workload},
 };
 
 /// Whether an endpoint takes traffic.
@@ -58,21 +62,55 @@ impl Distance {
     }
 }
 
+/// Where an endpoint is dialled: at one address in each family that it has in the Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Targets {
+    first: SocketAddr,
+    /// Of the other family.
+    other: Option<SocketAddr>,
+}
+
+impl Targets {
+    /// Of the workload's addresses in the Service, the primary one first; none if there is none.
+    pub(super) fn new(addresses: impl IntoIterator<Item = IpAddr>, port: u16) -> Option<Self> {
+        let mut addresses = addresses.into_iter();
+        let first = SocketAddr::new(addresses.next()?, port);
+        let mut others = addresses.map(|ip| SocketAddr::new(ip, port));
+        Some(Self {
+            first,
+            other: others.find(|other| other.is_ipv4() != first.is_ipv4()),
+        })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.first.port()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.first).chain(self.other)
+    }
+
+    fn of(&self, family: Family) -> Option<SocketAddr> {
+        self.iter().find(|at| Family::of(at.ip()) == family)
+    }
+
+    /// The address in this family, or else in the other one.
+    pub(super) fn toward(&self, family: Family) -> SocketAddr {
+        self.of(family).unwrap_or(self.first)
+    }
+}
+
 /// One endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
     pub(super) workload: Arc<Workload>,
-    pub(super) address: SocketAddr,
+    pub(super) targets: Targets,
     pub(super) load: Arc<Load>,
 }
 
 impl Candidate for Endpoint {
     fn load(&self) -> &Arc<Load> {
         &self.load
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 
@@ -144,10 +182,13 @@ impl EndpointSet {
         })
     }
 
-    /// Picks one. The nearest distance that the Service prefers comes first; a farther one if all
-    /// nearer endpoints are excluded or ejected; an ejected one if there is no other.
+    /// Picks one. Those with an address of the client's family come first, as kube-proxy stays in
+    /// it; among them the nearest distance that the Service prefers; a farther one if all nearer
+    /// endpoints are excluded or ejected; one that is reached in the other family if there is none
+    /// of the client's; an ejected one if there is no other.
     pub(super) fn pick(
         &self,
+        family: Family,
         distribution: TrafficDistribution,
         publish_not_ready: bool,
         now: u32,
@@ -164,7 +205,13 @@ impl EndpointSet {
             TrafficDistribution::PreferSameZone => 2,
             TrafficDistribution::PreferSameNode => 1,
         };
-        for healthy in [true, false] {
+        let untried = |endpoint: &Endpoint| {
+            exclude.is_empty() || !endpoint.targets.iter().any(|at| exclude.contains(&at))
+        };
+        for (healthy, same_family) in [(true, true), (true, false), (false, true), (false, false)] {
+            let allowed = |endpoint: &Endpoint| {
+                untried(endpoint) && (!same_family || endpoint.targets.of(family).is_some())
+            };
             for distances in nearest..=DISTANCES {
                 let mut candidates = Candidates::default();
                 for class in classes {
@@ -175,7 +222,7 @@ impl EndpointSet {
                 if candidates.is_empty() {
                     continue;
                 }
-                if let Some(picked) = candidates.pick(now, exclude, healthy, rng) {
+                if let Some(picked) = candidates.pick(now, healthy, allowed, rng) {
                     return Ok(picked);
                 }
             }

@@ -44,7 +44,7 @@ pub use self::{
 };
 use crate::{
     balance::{LoadGuard, load},
-    model::{Locality, Service, ServicePort, Workload},
+    model::{Family, Locality, Service, ServicePort, Workload},
 };
 
 /// The configuration in force. Shared as `Arc<State>`.
@@ -214,8 +214,10 @@ impl State {
             .unwrap_or(false)
     }
 
-    /// Chooses an endpoint of a Service port (`<namespace>/<name>`): power of two choices by
-    /// peak EWMA, among those ready and as near as the Service prefers; never one of `exclude`.
+    /// Chooses an endpoint of a Service port (`<namespace>/<name>`) for a client that dialled an
+    /// address of `family`: power of two choices by peak EWMA, among those ready and as near as
+    /// the Service prefers, at their address of that family if they have one; never one of
+    /// `exclude`.
     ///
     /// # Errors
     /// [`NoEndpoint`], if there is none to choose.
@@ -223,6 +225,7 @@ impl State {
         &self,
         service: &str,
         port: u16,
+        family: Family,
         exclude: &[SocketAddr],
     ) -> Result<Picked, NoEndpoint> {
         let now = Instant::now();
@@ -239,6 +242,7 @@ impl State {
                 .endpoints;
             let endpoint = endpoints
                 .pick(
+                    family,
                     declared.traffic_distribution,
                     declared.publish_not_ready,
                     load::millis(now),
@@ -251,7 +255,7 @@ impl State {
                 })?;
             Ok(Picked {
                 workload: Arc::clone(&endpoint.workload),
-                address: endpoint.address,
+                address: endpoint.targets.toward(family),
                 load: endpoint.load.start(now),
             })
         });

@@ -4,25 +4,22 @@
 //! What a resource says of *other* resources is not checked (a table may name a Service that
 //! comes later): what is in force must not depend on the order of arrival.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message;
 use weft_api::{
-    config::{self, AppProtocol, MtlsMode, TrafficDistribution, Tunnel},
+    config::{self, AppProtocol, IpFamily, MtlsMode, TrafficDistribution, Tunnel},
     names,
 };
 use weft_certs::TrustBundle;
 
 use super::{
-    endpoints::Readiness,
+    endpoints::{Readiness, Targets},
     intern::Interner,
     tables::{RouteTable, TableKey},
 };
-use crate::model::{Service, ServiceName, ServicePort, Workload};
+use crate::model::{Family, Service, ServiceName, ServicePort, Workload};
 
 /// The types of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -99,7 +96,7 @@ impl Default for MeshSettings {
 pub(super) struct Membership {
     pub(super) service: ServiceName,
     pub(super) port: u16,
-    pub(super) target: SocketAddr,
+    pub(super) targets: Targets,
     pub(super) readiness: Readiness,
 }
 
@@ -133,10 +130,7 @@ pub(super) fn workload(
         return Err("captured, but on the host's network".into());
     }
     let addresses = addresses(&from.addresses)?;
-    let memberships = match addresses.first() {
-        Some(&primary) => memberships(&from.endpoints, primary, texts)?,
-        None => memberships(&from.endpoints, IpAddr::from([0; 4]), texts).map(|_| Vec::new())?,
-    };
+    let memberships = memberships(&from.endpoints, &addresses, texts)?;
     let identity = if from.trust_domain.is_empty() || from.service_account.is_empty() {
         String::new()
     } else {
@@ -172,7 +166,7 @@ pub(super) fn workload(
 
 fn memberships(
     from: &[config::Endpoint],
-    primary: IpAddr,
+    addresses: &[IpAddr],
     texts: &mut Interner,
 ) -> Result<Vec<Membership>, String> {
     let mut all: Vec<Membership> = Vec::new();
@@ -183,11 +177,19 @@ fn memberships(
             (false, true, true) => Readiness::ServingTerminating,
             _ => Readiness::NotReady,
         };
+        let families = families(&endpoint.families)?;
+        let in_service = |ip: &IpAddr| families.is_empty() || families.contains(&Family::of(*ip));
         for ports in &endpoint.ports {
+            let (number, target) = (port(ports.service_port)?, port(ports.target_port)?);
+            let addresses = addresses.iter().copied().filter(in_service);
+            // Without an address there is nothing to dial yet.
+            let Some(targets) = Targets::new(addresses, target) else {
+                continue;
+            };
             let membership = Membership {
                 service: Arc::clone(&service),
-                port: port(ports.service_port)?,
-                target: SocketAddr::new(primary, port(ports.target_port)?),
+                port: number,
+                targets,
                 readiness,
             };
             // A pod may be in two slices of a Service for a moment: the first counts.
@@ -198,6 +200,15 @@ fn memberships(
         }
     }
     Ok(all)
+}
+
+fn families(from: &[i32]) -> Result<Vec<Family>, String> {
+    let family = |number: &i32| match IpFamily::try_from(*number) {
+        Ok(IpFamily::Ipv4) => Ok(Family::V4),
+        Ok(IpFamily::Ipv6) => Ok(Family::V6),
+        Ok(IpFamily::Unspecified) | Err(_) => Err(format!("ip family {number} is unknown")),
+    };
+    from.iter().map(family).collect()
 }
 
 pub(super) fn service(name: &str, from: &config::Service) -> Result<Service, String> {

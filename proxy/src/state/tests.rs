@@ -15,7 +15,7 @@ use weft_api::config::{
 };
 
 use super::{Delta, Kind, Rejected, Resource, State};
-use crate::model::Locality;
+use crate::model::{Family, Locality};
 
 pub(super) fn state() -> Arc<State> {
     State::new(Locality {
@@ -54,6 +54,7 @@ pub(super) fn pod(name: &str, ip: &str, services: &[&str]) -> Workload {
                 ready: true,
                 serving: true,
                 terminating: false,
+                families: Vec::new(),
             })
             .collect(),
         ..Workload::default()

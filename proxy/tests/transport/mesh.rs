@@ -265,6 +265,7 @@ impl Mesh {
                     ready: true,
                     serving: true,
                     terminating: false,
+                    families: Vec::new(),
                 });
             });
         }

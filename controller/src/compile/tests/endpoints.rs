@@ -1,5 +1,6 @@
 //! EndpointSlices to memberships.
 
+use weft_api::config::IpFamily;
 use weft_source::Object;
 
 use super::{fresh, objects, world};
@@ -195,4 +196,36 @@ fn endpoints_follow_what_changes_around_them() {
             .all(|workload| workload.endpoints.is_empty())
     );
     assert_eq!(compiled.workloads.len(), 3);
+}
+
+#[test]
+fn a_pod_in_slices_of_both_families_is_one_endpoint_and_says_so_only_if_one_is_missing() {
+    let base = objects(
+        r#"
+{apiVersion: v1, kind: Service, metadata: {namespace: a, name: web}, spec: {clusterIPs: [10.0.1.1, "fd00::9"], ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {namespace: a, name: p1, uid: u1}, status: {podIPs: [{ip: 10.1.0.1}, {ip: "fd00::1"}]}}
+"#,
+    );
+    let slice = |family: &str, address: &str| {
+        let yaml = format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: {family}, metadata: {{namespace: a, name: web-{family}, labels: {{kubernetes.io/service-name: web}}}}, ports: [{{port: 80}}], endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: p1}}}}]}}"
+        );
+        objects(&yaml).remove(0)
+    };
+    let (v4, v6) = (slice("IPv4", "10.1.0.1"), slice("IPv6", "fd00::1"));
+    let alone = |family: IpFamily| vec![i32::from(family)];
+    for (slices, expected) in [
+        (vec![&v4, &v6], vec![]),
+        (vec![&v4], alone(IpFamily::Ipv4)),
+        (vec![&v6], alone(IpFamily::Ipv6)),
+    ] {
+        let compiled = fresh(base.iter().chain(slices));
+        let endpoints = &compiled.workloads["a/p1/u1"].endpoints;
+        assert_eq!(endpoints.len(), 1, "{endpoints:?}");
+        assert_eq!(endpoints[0].ports.len(), 1);
+        assert_eq!(endpoints[0].families, expected);
+    }
+    let compiled = fresh(base.iter());
+    assert_eq!(compiled.services["a/web"].vips.len(), 2);
 }

@@ -165,6 +165,7 @@ impl Mesh {
                 ready: true,
                 serving: true,
                 terminating: false,
+                families: Vec::new(),
             }],
             ..Default::default()
         };

@@ -65,6 +65,7 @@ fn a_workload() -> impl Strategy<Value = Change> {
                     ready: readiness == 0,
                     serving: readiness < 2,
                     terminating: readiness == 1,
+                    families: Vec::new(),
                 })
                 .collect();
             change(Kind::Workload, workload.uid.clone(), workload, fate)
@@ -150,15 +151,15 @@ fn view(state: &State) -> BTreeSet<String> {
                     table.as_deref().map(route)
                 ));
             }
-            let picks = state.pick(service, port, &[]).map(|_| ());
+            let picks = state.pick(service, port, Family::V4, &[]).map(|_| ());
             seen.insert(format!("{service} {port} pick {picks:?}"));
             state.with_service(service, |known| {
                 for (endpoint, readiness) in
                     known.port(port).iter().flat_map(|p| p.endpoints.iter())
                 {
                     seen.insert(format!(
-                        "{service} {port} {readiness:?} {} {:?}",
-                        endpoint.address, endpoint.workload
+                        "{service} {port} {readiness:?} {:?} {:?}",
+                        endpoint.targets, endpoint.workload
                     ));
                 }
             });

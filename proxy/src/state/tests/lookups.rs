@@ -218,7 +218,7 @@ fn the_dump_shows_each_resource_with_its_version_and_what_was_refused() {
     assert_eq!(table["table"]["tcp"]["rule"]["route"]["name"], "canary");
     assert_eq!(dump["workloads"]["shop/a/uid"]["captured"], true);
     let endpoint = &dump["services"]["shop/checkout"]["endpoints"]["80"][0];
-    assert_eq!(endpoint["address"], "10.0.0.1:8080");
+    assert_eq!(endpoint["addresses"][0], "10.0.0.1:8080");
     assert_eq!(endpoint["readiness"], "ready");
     let rejection = &dump["rejections"][0];
     assert_eq!(rejection["name"], "shop/checkout/80");

@@ -10,7 +10,7 @@ fn picked(state: &State, exclude: &[&str]) -> BTreeSet<String> {
         .map(|a| a.parse().expect("address"))
         .collect();
     (0..400)
-        .filter_map(|_| state.pick("shop/checkout", 80, &exclude).ok())
+        .filter_map(|_| state.pick("shop/checkout", 80, Family::V4, &exclude).ok())
         .map(|picked| picked.address.to_string())
         .collect()
 }
@@ -154,7 +154,7 @@ fn a_pick_that_fails_says_why() {
     set_service(&state, &service("shop/checkout", &[]));
     let fails = |service, port, exclude: &[SocketAddr]| {
         state
-            .pick(service, port, exclude)
+            .pick(service, port, Family::V4, exclude)
             .expect_err("nothing to pick")
     };
     assert_eq!(
@@ -190,7 +190,9 @@ fn an_endpoint_that_is_removed_is_picked_no_more_while_its_requests_go_on() {
     let state = state();
     set_service(&state, &service("shop/checkout", &[]));
     set_pods(&state, &[member("a", "10.0.0.1")]);
-    let mut under_way = state.pick("shop/checkout", 80, &[]).expect("an endpoint");
+    let mut under_way = state
+        .pick("shop/checkout", 80, Family::V4, &[])
+        .expect("an endpoint");
     set_pods(&state, &[member("b", "10.0.0.2")]);
     remove(&state, Kind::Workload, "shop/a/uid");
 
@@ -208,10 +210,14 @@ fn an_endpoint_keeps_its_load_across_updates_and_shares_it_between_services() {
     }
     let both = &["shop/checkout", "shop/checkout-v1"];
     set_pods(&state, &[pod("a", "10.0.0.1", both)]);
-    let held = state.pick("shop/checkout", 80, &[]).expect("an endpoint");
+    let held = state
+        .pick("shop/checkout", 80, Family::V4, &[])
+        .expect("an endpoint");
 
     let same_load = |service| {
-        let picked = state.pick(service, 80, &[]).expect("an endpoint");
+        let picked = state
+            .pick(service, 80, Family::V4, &[])
+            .expect("an endpoint");
         Arc::ptr_eq(picked.load.load(), held.load.load())
     };
     assert!(same_load("shop/checkout-v1"));
@@ -229,7 +235,9 @@ fn ejected_endpoints_rest_until_there_is_no_other() {
     set_pods(&state, &[member("a", "10.0.0.1"), member("b", "10.0.0.2")]);
     let fail = |exclude: &[SocketAddr]| {
         for _ in 0..crate::balance::health::FAILURES {
-            let mut picked = state.pick("shop/checkout", 80, exclude).expect("one");
+            let mut picked = state
+                .pick("shop/checkout", 80, Family::V4, exclude)
+                .expect("one");
             picked.load.failed();
         }
     };
@@ -250,7 +258,74 @@ fn an_entry_of_a_slice_that_is_a_captured_pods_address_is_reached_as_that_pod() 
     entry.uid = "slice/shop/by-hand/10.0.0.1".into();
     entry.service_account = String::new();
     set_pods(&state, &[entry, captured(pod("a", "10.0.0.1", &[]))]);
-    let picked = state.pick("shop/checkout", 80, &[]).expect("an endpoint");
+    let picked = state
+        .pick("shop/checkout", 80, Family::V4, &[])
+        .expect("an endpoint");
     assert_eq!(&*picked.workload.uid, "shop/a/uid");
     assert!(picked.workload.captured);
+}
+
+/// Where picks for clients of a family lead to.
+fn picked_in(state: &State, family: Family, exclude: &[SocketAddr]) -> BTreeSet<String> {
+    (0..400)
+        .filter_map(|_| state.pick("shop/checkout", 80, family, exclude).ok())
+        .map(|picked| picked.address.to_string())
+        .collect()
+}
+
+/// With both addresses, and in the Service in these families.
+fn dual(name: &str, v4: &str, v6: &str, families: &[config::IpFamily]) -> Workload {
+    let mut workload = member(name, v4);
+    workload.addresses.push(bytes(v6));
+    workload.endpoints[0].families = families.iter().map(|f| (*f).into()).collect();
+    workload
+}
+
+fn set_of(list: &[&str]) -> BTreeSet<String> {
+    list.iter().map(|a| (*a).to_owned()).collect()
+}
+
+#[test]
+fn an_endpoint_of_both_families_is_one_and_is_dialled_in_the_clients() {
+    let state = state();
+    set_service(&state, &service("shop/checkout", &[]));
+    set_pods(&state, &[dual("a", "10.0.0.1", "fd00::1", &[])]);
+    let (v4, v6) = ("10.0.0.1:8080", "[fd00::1]:8080");
+    assert_eq!(picked_in(&state, Family::V4, &[]), set_of(&[v4]));
+    assert_eq!(picked_in(&state, Family::V6, &[]), set_of(&[v6]));
+    // What failed at one of its addresses is not tried at the other.
+    let tried = [v6.parse().expect("address")];
+    assert_eq!(picked_in(&state, Family::V4, &tried), set_of(&[]));
+    let load = |family| {
+        let picked = state.pick("shop/checkout", 80, family, &[]);
+        Arc::as_ptr(picked.expect("an endpoint").load.load())
+    };
+    assert_eq!(load(Family::V4), load(Family::V6));
+}
+
+#[test]
+fn an_endpoint_that_the_service_has_in_one_family_is_dialled_in_that_one() {
+    let state = state();
+    set_service(&state, &service("shop/checkout", &[]));
+    let only = [config::IpFamily::Ipv6];
+    set_pods(&state, &[dual("a", "10.0.0.1", "fd00::1", &only)]);
+    for family in [Family::V4, Family::V6] {
+        assert_eq!(picked_in(&state, family, &[]), set_of(&["[fd00::1]:8080"]));
+    }
+}
+
+#[test]
+fn endpoints_of_the_other_family_serve_only_if_there_is_none_of_the_clients() {
+    let state = state();
+    set_service(&state, &service("shop/checkout", &[]));
+    let v4 = member("v4", "10.0.0.1");
+    set_pods(&state, &[v4, dual("both", "10.0.0.2", "fd00::2", &[])]);
+    let both = ["10.0.0.1:8080", "10.0.0.2:8080"];
+    assert_eq!(picked_in(&state, Family::V4, &[]), set_of(&both));
+    assert_eq!(
+        picked_in(&state, Family::V6, &[]),
+        set_of(&["[fd00::2]:8080"])
+    );
+    let tried = ["[fd00::2]:8080".parse().expect("address")];
+    assert_eq!(picked_in(&state, Family::V6, &tried), set_of(&both[..1]));
 }
