@@ -3,6 +3,7 @@
 //! know yet, so that `up` does not return before the first request can succeed. Pure.
 
 use serde_json::Value;
+use weft_api::config::IpFamily;
 
 use super::endpoints::SERVICE_LABEL;
 
@@ -42,8 +43,12 @@ pub(crate) fn behind<'a>(
         {
             continue;
         }
+        let family = match slice["addressType"].as_str() {
+            Some("IPv6") => IpFamily::Ipv6,
+            _ => IpFamily::Ipv4,
+        };
         for endpoint in slice["endpoints"].as_array().into_iter().flatten() {
-            if let Some(pod) = unknown_endpoint(endpoint, &service, known) {
+            if let Some(pod) = unknown_endpoint(endpoint, family, &service, known) {
                 lines.push(format!(
                     "the controller does not know pod {pod} of {service} yet"
                 ));
@@ -75,7 +80,12 @@ fn full_name(metadata: &Value) -> String {
 }
 
 /// The pod behind an endpoint that the tables do not show as it is.
-fn unknown_endpoint(endpoint: &Value, service: &str, known: &Known<'_>) -> Option<String> {
+fn unknown_endpoint(
+    endpoint: &Value,
+    family: IpFamily,
+    service: &str,
+    known: &Known<'_>,
+) -> Option<String> {
     let target = &endpoint["targetRef"];
     if target["kind"] != "Pod" {
         return None;
@@ -91,7 +101,11 @@ fn unknown_endpoint(endpoint: &Value, service: &str, known: &Known<'_>) -> Optio
     // One that is not ready need not be known at all.
     let ready = endpoint["conditions"]["ready"] == true;
     let same = known.is_some_and(|known| known["ready"] == true) == ready;
-    (!same).then_some(pod)
+    // None named is all of them.
+    let families = known.and_then(|known| known["families"].as_array());
+    let in_family = families
+        .is_none_or(|named| named.is_empty() || named.iter().any(|n| *n == i32::from(family)));
+    (!(same && in_family)).then_some(pod)
 }
 
 #[cfg(test)]
@@ -117,12 +131,21 @@ mod tests {
                 }},
             })
         };
+        let mut in_ipv6_alone = tables(true);
+        in_ipv6_alone["Workload"]["shop/web-1/u"]["endpoints"][0]["families"] =
+            json!([i32::from(IpFamily::Ipv6)]);
         let proxy =
             |waiting: u64| json!([{"node": "n1", "types": {"Workload": {"waiting": waiting}}}]);
         let cases = [
             (tables(true), proxy(0), "n1", None),
             (
                 tables(false),
+                proxy(0),
+                "n1",
+                Some("does not know pod shop/web-1 of shop/web"),
+            ),
+            (
+                in_ipv6_alone,
                 proxy(0),
                 "n1",
                 Some("does not know pod shop/web-1 of shop/web"),

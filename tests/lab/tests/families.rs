@@ -111,6 +111,14 @@ fn a_lab_of_both_families_uses_the_one_that_was_dialled() {
         assert!(tunnelled(&ip), "no tunnel from {ip}:\n{access}");
     }
 
+    // The proxy's own ports are nobody's to dial, at any of a pod's addresses.
+    for own in lab.pod_ips("shop", "client") {
+        for port in [15001, 15006, 15008] {
+            let report = lab.bytes("shop/client", &at(&own, port), &["--send", "1"]);
+            assert_eq!(report.end, "reset", "{own} {port}: {report:?}");
+        }
+    }
+
     // A pod that reaches itself through its Service, in either family.
     let own = lab.pod("shop", "checkout-v2")["metadata"]["name"].clone();
     let own = format!("shop/{}", own.as_str().expect("a name"));
@@ -201,6 +209,12 @@ fn a_lab_of_ipv6_has_no_ipv4_and_refuses_services_that_ask_for_it() {
         let page = run("n1", &[&echo, "client", &url, "-o", "json"]);
         assert!(page.contains(r#""status":"200""#), "{url}: {page}");
     }
+
+    // kube-proxy's work: a pod outside the mesh that reaches itself through its Service, and a port
+    // that nobody serves.
+    assert_eq!(lab.get("plain/web", "http://web.plain/").status, 200);
+    let refused = lab.bytes("plain/client", "web.plain:81", &[]);
+    assert!(refused.end.contains("refused"), "{refused:?}");
 
     for (spec, expected) in [
         (
