@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -40,6 +40,8 @@ const ALL_PROTOCOLS: i32 = 0x0003_u16.to_be() as i32;
 const FRAME: usize = 1 << 17;
 /// Between looks at whether to stop; how long the last frames may take.
 const TICK: Duration = Duration::from_millis(50);
+/// How long what is left is read on wires that are never quiet.
+const REST: Duration = Duration::from_secs(1);
 /// What waits in the kernel while this thread has no processor.
 const KERNEL_BUFFER: usize = 8 << 20;
 
@@ -136,9 +138,13 @@ fn listen(mut socket: Socket, texts: &[String], stop: &AtomicBool) -> std::io::R
         ..Seen::default()
     };
     let mut buffer = vec![0; FRAME];
+    let mut stopped = None;
     loop {
         // Asked for before reading: what came until then is still read.
         let last = stop.load(Ordering::Acquire);
+        if last && stopped.get_or_insert_with(Instant::now).elapsed() > REST {
+            return Ok(seen);
+        }
         match socket.read(&mut buffer) {
             Ok(length) => look(&buffer[..length], texts, &mut seen),
             Err(error)

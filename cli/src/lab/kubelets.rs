@@ -66,25 +66,19 @@ impl Kubelets {
     /// are left to it.
     pub(crate) fn sync(self: &Arc<Self>) {
         for (key, pod) in typed::<Pod>(&self.lab.api, "", "Pod") {
-            let deleted = deployments::is_terminating(&pod);
-            {
-                let state = self.state.lock();
-                if let Some(running) = state.running.get(&key) {
-                    if deleted {
-                        running.deleted.cancel();
-                    }
-                    continue;
+            if let Some(running) = self.state.lock().running.get(&key) {
+                if deployments::is_terminating(&pod) {
+                    running.deleted.cancel();
                 }
-                if state.lost.contains_key(&key) {
-                    continue;
-                }
+                continue;
             }
-            self.start(key, pod, None);
+            self.start(key, pod, false);
         }
     }
 
-    /// Runs a pod of the API on its node, if it is bound to one that has power.
-    fn start(self: &Arc<Self>, key: ObjectKey, pod: Pod, former: Option<Sandbox>) {
+    /// Runs a pod of the API on its node, if it is bound to one that has power and does not run.
+    /// One that a node lost is started `again` or not at all.
+    fn start(self: &Arc<Self>, key: ObjectKey, pod: Pod, again: bool) {
         let name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let Some(name) = name else { return };
         let Some(node) = self.lab.plan.node(&name) else {
@@ -93,10 +87,14 @@ impl Kubelets {
             return;
         };
         let mut state = self.state.lock();
-        if state.down.contains(&name) {
+        // Under one lock with what is inserted below: a pod must not run twice.
+        if state.down.contains(&name)
+            || state.running.contains_key(&key)
+            || (!again && state.lost.contains_key(&key))
+        {
             return;
         }
-        let sandbox = match former {
+        let sandbox = match state.lost.remove(&key) {
             Some(former) => former.next(),
             None => Sandbox::first(&pod),
         };
@@ -179,15 +177,18 @@ impl Kubelets {
 
     /// Starts a pod that its node had lost, in a new sandbox, if the API still has it.
     pub(crate) fn start_again(self: &Arc<Self>, key: &ObjectKey) {
-        let Some(former) = self.state.lock().lost.remove(key) else {
+        let Some(former) = self.state.lock().lost.get(key).cloned() else {
             return;
         };
         let mut pods = typed::<Pod>(&self.lab.api, "", "Pod").into_iter();
         let found = pods.find(|(found, _)| found == key);
         match found {
             // Another one of that name is not what was lost.
-            Some((_, pod)) if former.is_of(&pod) => self.start(key.clone(), pod, Some(former)),
-            _ => self.changed.notify_one(),
+            Some((_, pod)) if former.is_of(&pod) => self.start(key.clone(), pod, true),
+            _ => {
+                self.state.lock().lost.remove(key);
+                self.changed.notify_one();
+            }
         }
     }
 }
