@@ -42,6 +42,9 @@ pub const PORT_OUTBOUND: u16 = 15001;
 pub const PORT_INBOUND_PLAINTEXT: u16 = 15006;
 /// Port in a pod's network namespace: inbound HBONE.
 pub const PORT_HBONE: u16 = 15008;
+/// In a CONNECT: the sandbox that the client means. An address passes from pod to pod; who has it
+/// now refuses with 421 what is meant for another. Clients that don't send it are served.
+pub const HEADER_SANDBOX: &str = "weft-sandbox";
 /// The proxy's admin interface, on loopback.
 pub const PORT_ADMIN: u16 = 15000;
 /// Prometheus metrics of each part.

@@ -34,6 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub struct Readiness {
     failing: Mutex<BTreeMap<&'static str, String>>,
+    /// What does not go on though the proxy serves, by condition.
+    noted: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// One condition of [`Readiness`]. What it said last stays when it is dropped: whoever ends in a
@@ -70,10 +72,25 @@ impl Readiness {
     }
 }
 
+impl Readiness {
+    /// `ready`, and a line for each thing that does not go on all the same.
+    fn notes(&self) -> String {
+        let noted = self.noted.lock();
+        let lines = noted.iter().map(|(name, note)| format!("{name}: {note}\n"));
+        std::iter::once("ready\n".to_owned()).chain(lines).collect()
+    }
+}
+
 impl Condition {
     /// It holds.
     pub fn ready(&self) {
         self.of.failing.lock().remove(self.name);
+        self.of.noted.lock().remove(self.name);
+    }
+
+    /// What a person should know though it holds; until [`Condition::ready`].
+    pub fn note(&self, note: impl Into<String>) {
+        self.of.noted.lock().insert(self.name, note.into());
     }
 
     /// It fails.
@@ -106,12 +123,12 @@ impl Pages {
         })
     }
 
-    /// `/ready`: 200, or 503 with the reasons, one per line.
+    /// `/ready`: 200 with what does not go on all the same, or 503 with the reasons; one per line.
     pub fn ready(readiness: Arc<Readiness>) -> Self {
         Self::default().page("/ready", Method::GET, move |_| {
             let reasons = readiness.reasons();
             if reasons.is_empty() {
-                text(StatusCode::OK, "ready\n")
+                text(StatusCode::OK, readiness.notes())
             } else {
                 let reasons = reasons.join("\n") + "\n";
                 text(StatusCode::SERVICE_UNAVAILABLE, reasons)

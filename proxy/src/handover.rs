@@ -218,8 +218,10 @@ impl Handover {
         let sandbox = drain.sandbox.clone();
         let limit = Duration::from_millis(drain.timeout_ms);
         let connection = Arc::clone(connection);
+        let pods = Arc::clone(&self.pods);
         tokio::spawn(async move {
             if let Some(pod) = pod {
+                pods.drain(&pod);
                 tokio::select! {
                     () = pod.leave(limit) => {}
                     // The agent has thought better of it.

@@ -80,6 +80,15 @@ pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
             captured.record.workload = Some(workload);
             captured.carry(upstream).await;
         }
+        Target::Lost => {
+            let mut captured = captured;
+            captured.record.endpoint = Some(destination);
+            let reason = format!(
+                "{destination} was a captured pod's until a moment ago and is nobody's yet: not dialled in plaintext"
+            );
+            let lost = Err(Failure::new("pod_gone", reason));
+            captured.finish(lost, Tunnel::Passthrough).await;
+        }
         Target::External => {
             let ip = captured.client.address.ip();
             let upstream = captured.pod.connector().pass_through(ip, destination).await;

@@ -143,7 +143,7 @@ impl Pods {
                 pod
             }
         };
-        self.count(pods.len());
+        self.tell(&pods);
         drop(pods);
         pod.listen(listeners);
         Ok(pod)
@@ -164,7 +164,7 @@ impl Pods {
         let removed = {
             let mut pods = self.pods.lock();
             let removed = pods.remove(sandbox);
-            self.count(pods.len());
+            self.tell(&pods);
             removed
         };
         if let Some(pod) = removed {
@@ -183,7 +183,7 @@ impl Pods {
             }
             keep
         });
-        self.count(self.pods.lock().len());
+        self.tell(&self.pods.lock());
         for pod in stale {
             tracing::info!(pod = %pod.name(), "the agent no longer has this pod");
             pod.stop();
@@ -200,8 +200,25 @@ impl Pods {
             .sweep(|id| pods.values().any(|pod| pod.spiffe_id() == id));
     }
 
-    fn count(&self, pods: usize) {
-        self.node.report.telemetry().pods(pods);
+    /// The agent takes a pod out of the mesh: what it has open ends in order, and it is no
+    /// member for those who dial it.
+    pub fn drain(&self, pod: &Pod) {
+        pod.start_draining();
+        self.tell(&self.pods.lock());
+    }
+
+    /// Tells what depends on which pods there are.
+    fn tell(&self, pods: &HashMap<String, Arc<Pod>>) {
+        self.node.report.telemetry().pods(pods.len());
+        let members = pods.values().filter(|pod| !pod.is_draining());
+        let own = members.flat_map(|pod| {
+            let workload = Arc::new(pod.as_workload());
+            let addresses = workload.addresses.clone();
+            addresses
+                .into_iter()
+                .map(move |ip| (ip, Arc::clone(&workload)))
+        });
+        self.node.state.set_own_pods(own.collect());
     }
 
     /// Stops accepting, gives what is open `limit` to end by itself, closes the rest in order, and

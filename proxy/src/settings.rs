@@ -40,7 +40,8 @@ pub struct Settings {
     pub sniff: Duration,
     /// How long a TLS client may take for its ClientHello on a port with TLS routes.
     pub client_hello: Duration,
-    /// How long an `AddPod` waits for the certificate before its Ack says why there is none.
+    /// How long an `AddPod` waits for the certificate before its Ack says why there is none: less
+    /// than an attempt of the agent waits (5 s), so that the pod's own status says why.
     pub certificate: Duration,
 }
 
@@ -60,7 +61,7 @@ impl Default for Settings {
             attempts: 3,
             sniff: Duration::from_millis(100),
             client_hello: Duration::from_secs(5),
-            certificate: Duration::from_secs(10),
+            certificate: Duration::from_secs(4),
         }
     }
 }

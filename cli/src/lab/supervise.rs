@@ -44,7 +44,7 @@ pub(crate) struct PartStatus {
     pub(crate) stopped: bool,
     /// How often it was started again after it had ended by itself.
     pub(crate) restarts: u32,
-    /// Why it is not ready, or how it ended last.
+    /// Why it is not ready, what does not go on though it is, or how it ended last.
     pub(crate) message: String,
     pub(crate) pid: Option<u32>,
     /// Processes of the part that were replaced and still drain.
@@ -269,7 +269,7 @@ impl Instance {
                 let before = (status.ready, status.message.clone());
                 status.ready = ready && status.running;
                 if status.running {
-                    status.message = answer.err().unwrap_or_default();
+                    status.message = answer.unwrap_or_else(|why| why);
                 }
                 before != (status.ready, status.message.clone())
             });
@@ -302,11 +302,12 @@ fn spawn(lab: &Lab, part: &str, program: &Program) -> anyhow::Result<Child> {
     .with_context(|| format!("{} in {}", program.binary, lab.programs.display()))
 }
 
-async fn ask(program: &Program) -> Result<(), String> {
+/// What the part says though it is ready, or why it is not.
+async fn ask(program: &Program) -> Result<String, String> {
     match &program.ready {
         Ready::Socket(path) => tokio::net::UnixStream::connect(path)
             .await
-            .map(drop)
+            .map(|_| String::new())
             .map_err(|error| format!("{}: {error}", path.display())),
         Ready::Http(to) => {
             let request = http::Get {
@@ -318,10 +319,12 @@ async fn ask(program: &Program) -> Result<(), String> {
             let answer = http::get(&program.probe_netns, request)
                 .await
                 .map_err(|e| format!("{e:#}"))?;
-            if answer.status == 200 {
-                return Ok(());
-            }
             let body = String::from_utf8_lossy(&answer.body);
+            if answer.status == 200 {
+                // The first line says that it is ready.
+                let notes: Vec<&str> = body.lines().skip(1).collect();
+                return Ok(notes.join("; "));
+            }
             Err(body.trim().replace('\n', "; "))
         }
     }

@@ -162,15 +162,12 @@ pub(crate) fn status(status: &LabStatus) -> String {
 
 fn part_note(part: &PartStatus) -> String {
     let mut notes = Vec::new();
-    if !part.ready && !part.stopped && !part.message.is_empty() {
+    if !part.stopped && !part.message.is_empty() {
         notes.push(part.message.clone());
     }
     if !part.draining.is_empty() {
         let pids: Vec<String> = part.draining.iter().map(ToString::to_string).collect();
         notes.push(format!("replaced, draining: {}", pids.join(", ")));
-    }
-    if part.controller == Some(false) {
-        notes.push("not connected to the controller".into());
     }
     notes.join("; ")
 }

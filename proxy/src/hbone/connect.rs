@@ -6,10 +6,11 @@ use std::{net::SocketAddr, sync::Arc};
 use bytes::Bytes;
 use futures::FutureExt;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use weft_api::names::HEADER_SANDBOX;
 use weft_certs::{SpiffeId, tls};
 
 use super::{Usage, client_builder, describe};
@@ -87,10 +88,11 @@ impl Tunnel {
         }
     }
 
-    /// CONNECT to `address`; the stream was counted in by [`Tunnel::acquire`].
+    /// CONNECT to `address` in a sandbox; the stream was counted in by [`Tunnel::acquire`].
     pub(super) async fn connect(
         &self,
         address: SocketAddr,
+        sandbox: &str,
     ) -> Result<(SendStream<Bytes>, RecvStream), Failure> {
         let broken = |error: h2::Error| {
             Failure::Final(ConnectError::TunnelBroken(address, error.to_string()))
@@ -101,6 +103,12 @@ impl Tunnel {
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = uri;
+        if let Some(sandbox) = HeaderValue::from_str(sandbox)
+            .ok()
+            .filter(|s| !s.is_empty())
+        {
+            request.headers_mut().insert(HEADER_SANDBOX, sandbox);
+        }
 
         let closed = |_| {
             self.usage.close();

@@ -156,27 +156,29 @@ impl Pool {
         let mut broken = false;
         loop {
             match self.inner.lease(destination)? {
-                Lease::Tunnel(tunnel, guard) => match tunnel.connect(to).await {
-                    Ok((send, recv)) => return Ok(TunnelStream::new(send, recv, guard)),
-                    Err(Failure::Final(error)) => return Err(error),
-                    // A CONNECT carries nothing yet, so it may be sent twice. Once: who breaks a
-                    // new tunnel as well would break them all.
-                    Err(Failure::Broken(reason)) => {
-                        if std::mem::replace(&mut broken, true) {
-                            let address = destination.address;
-                            return Err(ConnectError::TunnelBroken(address, reason));
+                Lease::Tunnel(tunnel, guard) => {
+                    match tunnel.connect(to, &destination.sandbox).await {
+                        Ok((send, recv)) => return Ok(TunnelStream::new(send, recv, guard)),
+                        Err(Failure::Final(error)) => return Err(error),
+                        // A CONNECT carries nothing yet, so it may be sent twice. Once: who breaks a
+                        // new tunnel as well would break them all.
+                        Err(Failure::Broken(reason)) => {
+                            if std::mem::replace(&mut broken, true) {
+                                let address = destination.address;
+                                return Err(ConnectError::TunnelBroken(address, reason));
+                            }
+                        }
+                        Err(Failure::NotSent) => {
+                            closing += 1;
+                            if closing >= CLOSING_TUNNELS {
+                                return Err(ConnectError::TunnelBroken(
+                                    destination.address,
+                                    "every tunnel was about to close".to_owned(),
+                                ));
+                            }
                         }
                     }
-                    Err(Failure::NotSent) => {
-                        closing += 1;
-                        if closing >= CLOSING_TUNNELS {
-                            return Err(ConnectError::TunnelBroken(
-                                destination.address,
-                                "every tunnel was about to close".to_owned(),
-                            ));
-                        }
-                    }
-                },
+                }
                 Lease::Wait(mut done) => {
                     let result = match done.wait_for(Option::is_some).await {
                         Ok(result) => result.clone(),

@@ -18,6 +18,7 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
+use weft_api::names::HEADER_SANDBOX;
 use weft_certs::{SpiffeId, tls};
 
 use super::{
@@ -281,6 +282,18 @@ async fn open(
             status: StatusCode::FORBIDDEN,
             error: "destination_not_served",
             details: format!("{destination} is not an application of {}", pod.name()),
+        });
+    }
+    let sandbox = &pod.info().sandbox;
+    let meant = request.headers().get(HEADER_SANDBOX);
+    if meant.is_some_and(|meant| meant.as_bytes() != sandbox.as_bytes()) {
+        return Err(Refusal {
+            status: StatusCode::MISDIRECTED_REQUEST,
+            error: "other_sandbox",
+            details: format!(
+                "{destination} is {}'s now, and the client means the sandbox that had it before",
+                pod.name()
+            ),
         });
     }
     socket::connect(

@@ -346,6 +346,28 @@ impl Pod {
         same.then_some(workload)
     }
 
+    /// The pod as a destination, for as long as the configuration does not know it.
+    pub fn as_workload(&self) -> Workload {
+        let info = self.info.load();
+        Workload {
+            uid: format!("{}/{}/{}", info.namespace, info.name, info.uid).into(),
+            name: Arc::clone(&info.name),
+            namespace: Arc::clone(&info.namespace),
+            service_account: info.service_account.as_str().into(),
+            identity: Arc::clone(&self.spiffe_text),
+            owner: Arc::clone(&info.name),
+            addresses: info.addresses.clone(),
+            captured: true,
+            sandbox: info.sandbox.as_str().into(),
+            mtls: if info.strict {
+                MtlsMode::Strict
+            } else {
+                MtlsMode::Permissive
+            },
+            ..Workload::default()
+        }
+    }
+
     /// The pod as the client of a captured connection.
     pub fn client(&self, address: SocketAddr) -> Client {
         let info = self.info.load();

@@ -1,9 +1,13 @@
 //! Applying a delta: resources flow in, indexes change in proportion to them, refusals flow out.
 //! One writer at a time; readers see each resource whole, before or after.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use weft_api::config;
 
 use super::{
@@ -151,6 +155,7 @@ impl State {
                 all.set(Arc::clone(&workload));
                 true
             });
+            self.unclaimed.claim(address);
         }
         if let Some(old) = &old {
             let left = |was: &&Membership| {
@@ -161,8 +166,7 @@ impl State {
             self.leave(&workload.uid, old.memberships.iter().filter(left));
             let moved = old.workload.addresses.iter();
             for &address in moved.filter(|a| !workload.addresses.contains(a)) {
-                self.addresses
-                    .change(address, |all| all.remove(&workload.uid));
+                self.lose(address, &old.workload);
             }
         }
         let entry = WorkloadEntry {
@@ -180,7 +184,19 @@ impl State {
         };
         self.leave(uid, old.memberships.iter());
         for &address in &old.workload.addresses {
-            self.addresses.change(address, |all| all.remove(uid));
+            self.lose(address, &old.workload);
+        }
+    }
+
+    /// A workload does not have an address any more.
+    fn lose(&self, address: IpAddr, workload: &Workload) {
+        let mut is_left = false;
+        self.addresses.change(address, |all| {
+            is_left = all.remove(&workload.uid);
+            is_left
+        });
+        if workload.captured && !is_left {
+            self.unclaimed.lose(address, Instant::now());
         }
     }
 

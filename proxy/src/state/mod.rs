@@ -16,11 +16,13 @@ mod resource;
 mod service;
 mod sharded;
 mod tables;
+mod unclaimed;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -36,6 +38,7 @@ use self::{
     endpoints::Nothing,
     service::{Known, ServiceEntry},
     sharded::Sharded,
+    unclaimed::Unclaimed,
 };
 pub use self::{
     held::{Delta, Rejected, Resource},
@@ -53,6 +56,7 @@ pub struct State {
     locality: Locality,
     workloads: Sharded<Arc<str>, Arc<WorkloadEntry>>,
     addresses: Sharded<IpAddr, Workloads>,
+    unclaimed: Unclaimed,
     services: Sharded<Arc<str>, Arc<ServiceEntry>>,
     vips: Sharded<IpAddr, Services>,
     mesh: ArcSwap<MeshSettings>,
@@ -72,6 +76,9 @@ pub enum Target {
         /// The address and port that were asked for.
         address: SocketAddr,
     },
+    /// A captured pod had the address until a moment ago, and who has it next is not known yet:
+    /// not to be dialled.
+    Lost,
     /// Nothing that the configuration knows: pass it through untouched.
     External,
 }
@@ -134,6 +141,7 @@ impl State {
             locality,
             workloads: Sharded::default(),
             addresses: Sharded::default(),
+            unclaimed: Unclaimed::default(),
             services: Sharded::default(),
             vips: Sharded::default(),
             mesh: ArcSwap::default(),
@@ -158,14 +166,24 @@ impl State {
         match service {
             Some(Some(service)) => Target::Service(service),
             Some(None) => Target::External,
-            None => match self.workload_by_address(ip) {
-                Some(workload) => Target::Workload {
-                    workload,
-                    address: SocketAddr::new(ip, dst.port()),
-                },
-                None => Target::External,
-            },
+            None => {
+                let known = self.workload_by_address(ip);
+                match known.or_else(|| self.unclaimed.here(ip)) {
+                    Some(workload) => Target::Workload {
+                        workload,
+                        address: SocketAddr::new(ip, dst.port()),
+                    },
+                    None if self.unclaimed.is_lost(ip, Instant::now()) => Target::Lost,
+                    None => Target::External,
+                }
+            }
         }
+    }
+
+    /// The captured pods of this node as the agent tells of them, for those that the
+    /// configuration does not know yet.
+    pub fn set_own_pods(&self, pods: HashMap<IpAddr, Arc<Workload>>) {
+        self.unclaimed.set_here(pods);
     }
 
     /// The routes of a Service port (`<namespace>/<name>`) for clients of a namespace.

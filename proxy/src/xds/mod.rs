@@ -215,6 +215,10 @@ impl Client {
             if !session.is_synced() {
                 self.configured
                     .unready(format!("{}: {reason}", session.missing()));
+            } else {
+                self.configured.note(format!(
+                    "not connected to the controller, the last configuration stays in force: {reason}"
+                ));
             }
             time::sleep(backoff.next(rand::random())).await;
         }

@@ -131,6 +131,8 @@ fn view(state: &State) -> BTreeSet<String> {
                         )
                     }
                     Target::Workload { workload, .. } => format!("{workload:?}"),
+                    // Of what was before, on purpose, and for a minute only.
+                    Target::Lost => "external".into(),
                     Target::External => "external".into(),
                 };
                 seen.insert(format!("{ip} {port} {namespace:?}: {target}"));

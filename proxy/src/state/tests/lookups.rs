@@ -21,6 +21,7 @@ fn meaning(state: &State, address: &str, namespace: &str) -> String {
             )
         }
         Target::Workload { workload, address } => format!("workload {} {address}", workload.uid),
+        Target::Lost => "lost".into(),
         Target::External => "external".into(),
     }
 }
@@ -44,6 +45,38 @@ fn an_address_means_a_service_port_a_workload_or_nothing() {
     ] {
         assert_eq!(meaning(&state, address, "shop"), expected, "{address}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_a_captured_pod_lost_is_not_outside_the_mesh_until_its_time_is_over() {
+    let state = state();
+    let captured = |name: &str, address: &str| {
+        let mut pod = pod(name, address, &[]);
+        pod.tunnel = config::Tunnel::Hbone.into();
+        pod
+    };
+    let plain = pod("plain", "10.0.0.3", &[]);
+    set_pods(
+        &state,
+        &[captured("a", "10.0.0.1"), captured("b", "10.0.0.2"), plain],
+    );
+    remove(&state, Kind::Workload, "shop/a/uid");
+    remove(&state, Kind::Workload, "shop/plain/uid");
+    // It comes back elsewhere after a reboot of its node.
+    set_pods(&state, &[captured("b", "10.0.0.4")]);
+    for (address, expected) in [
+        ("10.0.0.1:80", "lost"),
+        ("10.0.0.2:80", "lost"),
+        ("10.0.0.3:80", "external"),
+        ("10.0.0.4:80", "workload shop/b/uid 10.0.0.4:80"),
+    ] {
+        assert_eq!(meaning(&state, address, "shop"), expected, "{address}");
+    }
+    set_pods(&state, &[captured("c", "10.0.0.1")]);
+    let claimed = meaning(&state, "10.0.0.1:80", "shop");
+    assert_eq!(claimed, "workload shop/c/uid 10.0.0.1:80");
+    tokio::time::advance(std::time::Duration::from_secs(61)).await;
+    assert_eq!(meaning(&state, "10.0.0.2:80", "shop"), "external");
 }
 
 #[test]
