@@ -61,13 +61,19 @@ async fn two_pods_of_one_service_account_never_share_a_tunnel() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_comes_to_an_address_gets_tunnels_of_its_own() {
+async fn a_pod_that_comes_to_an_address_gets_tunnels_of_its_own_and_nobody_elses_connections() {
     let mesh = Mesh::new([captured("client"), captured("server")]).await;
     let _echo = echo(mesh.host(1).listen(PORT));
     let to = mesh.host(1).at(PORT);
     let _first = dial(&mesh, 0, to).await.expect("a connection");
     // Of the same service account, as a StatefulSet's next.
     mesh.describe(1, |workload| workload.sandbox = "sandbox-2".to_owned());
+    let early = dial(&mesh, 0, to).await;
+    assert!(early.is_err(), "the one that was there before is not meant");
+    let before = mesh.served(1);
+    let mut info = (*before.info()).clone();
+    info.sandbox = "sandbox-2".to_owned();
+    before.update(info);
     let _second = dial(&mesh, 0, to).await.expect("a connection");
     assert_eq!(mesh.tunnels(0), [1, 1]);
 }
