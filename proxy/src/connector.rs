@@ -16,11 +16,11 @@ use weft_certs::SpiffeId;
 use crate::{
     copy::{Copied, TcpSide, copy},
     drain::Drain,
-    hbone::{Destination, Lingering, Pool, StreamGuard, TunnelStream},
+    hbone::{Destination, Lingering, Pool, TunnelStream},
     io::{BoxStream, ConnectError, Connector, Link},
+    limits::PodLimits,
     model::Workload,
     netns::Netns,
-    settings::Settings,
     socket::{self, Source},
     telemetry::Tunnel,
 };
@@ -30,7 +30,7 @@ pub struct PodConnector {
     netns: Netns,
     addresses: ArcSwap<Vec<IpAddr>>,
     pool: Pool,
-    settings: Settings,
+    limits: Arc<PodLimits>,
 }
 
 /// A connection to an endpoint.
@@ -38,17 +38,17 @@ pub enum Upstream {
     /// In plaintext.
     Tcp(TcpStream),
     /// In a tunnel.
-    Tunnel(TunnelStream<StreamGuard>),
+    Tunnel(TunnelStream),
 }
 
 impl PodConnector {
     /// For a pod in `netns` that has these addresses.
-    pub fn new(netns: Netns, addresses: Vec<IpAddr>, pool: Pool, settings: Settings) -> Self {
+    pub fn new(netns: Netns, addresses: Vec<IpAddr>, pool: Pool, limits: Arc<PodLimits>) -> Self {
         Self {
             netns,
             addresses: ArcSwap::from_pointee(addresses),
             pool,
-            settings,
+            limits,
         }
     }
 
@@ -73,8 +73,7 @@ impl PodConnector {
         let source = self.source(client, address);
         if !to.captured {
             let from = source.map_or(Source::Any, Source::Local);
-            let stream = socket::connect(&self.netns, from, address, self.settings.connect).await?;
-            return Ok(Upstream::Tcp(stream));
+            return self.tcp(from, address).await;
         }
         let tunnel = SocketAddr::new(address.ip(), PORT_HBONE);
         let identity: SpiffeId = to
@@ -91,10 +90,13 @@ impl PodConnector {
             identity,
             sandbox: Arc::clone(&to.sandbox),
         };
-        timeout(self.settings.connect, self.pool.open(&destination, address))
-            .await
-            .unwrap_or(Err(ConnectError::TimedOut(address)))
-            .map(Upstream::Tunnel)
+        timeout(
+            self.limits.settings().connect,
+            self.pool.open(&destination, address),
+        )
+        .await
+        .unwrap_or(Err(ConnectError::TimedOut(address)))
+        .map(Upstream::Tunnel)
     }
 
     /// A connection to something that the mesh does not know, from the client's own address.
@@ -106,7 +108,13 @@ impl PodConnector {
         let from = self
             .source(Some(client), address)
             .map_or(Source::Any, Source::Local);
-        socket::connect(&self.netns, from, address, self.settings.connect)
+        self.tcp(from, address).await
+    }
+
+    async fn tcp(&self, from: Source, to: SocketAddr) -> Result<Upstream, ConnectError> {
+        let settings = self.limits.settings();
+        let liveness = settings.liveness();
+        socket::connect(&self.netns, from, to, settings.connect, liveness)
             .await
             .map(Upstream::Tcp)
     }
@@ -156,7 +164,10 @@ impl Upstream {
     /// Carries bytes between the client and it, until both have ended or are to be closed.
     pub async fn carry(self, client: TcpSide, drain: &Drain) -> Copied {
         match self {
-            Self::Tcp(stream) => copy(client, TcpSide::new(stream), drain).await,
+            Self::Tcp(stream) => {
+                let server = TcpSide::new(stream, client.budget());
+                copy(client, server, drain).await
+            }
             Self::Tunnel(stream) => copy(client, stream, drain).await,
         }
     }

@@ -6,7 +6,8 @@
 //!   held, and what they still say is read and dropped until they end too, for a bounded time.
 //! - A reset of one side resets the other: nobody takes a truncated stream for a whole one. That
 //!   holds too when the copying future is dropped half way.
-//! - At most one chunk a direction is held: what can't be written is not read.
+//! - At most one chunk a direction is held: what can't be written is not read. What is read from a
+//!   socket counts against the pod's budget until it has been written, wherever it waits.
 
 use std::{
     future::{Future, poll_fn},
@@ -26,6 +27,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use crate::{
+    budget::Budget,
     drain::{Drain, LINGER},
     socket,
 };
@@ -36,6 +38,8 @@ const FIRST_READ: usize = 8 * 1024;
 /// Reads double up to this while they fill the buffer: at 128 KiB the cost of system calls,
 /// frames and wake-ups is well below that of encryption, and more only adds to memory.
 const LARGEST_READ: usize = 128 * 1024;
+/// Reads when the pod's budget is used up: what is open goes on, if slowly.
+const SMALLEST_READ: usize = 4 * 1024;
 
 /// One side of a copy.
 pub trait Duplex {
@@ -278,18 +282,19 @@ pub struct TcpSide {
     prefix: Bytes,
     buffer: BytesMut,
     next_read: usize,
+    budget: Budget,
     done: bool,
     broken: Option<Pin<Box<dyn Future<Output = io::Error> + Send>>>,
 }
 
 impl TcpSide {
     /// The whole connection.
-    pub fn new(stream: TcpStream) -> Self {
-        Self::with_prefix(stream, Bytes::new())
+    pub fn new(stream: TcpStream, budget: &Budget) -> Self {
+        Self::with_prefix(stream, Bytes::new(), budget)
     }
 
     /// A connection of which `prefix` has been read already.
-    pub fn with_prefix(stream: TcpStream, prefix: Bytes) -> Self {
+    pub fn with_prefix(stream: TcpStream, prefix: Bytes, budget: &Budget) -> Self {
         let (read, write) = stream.into_split();
         Self {
             read: Some(read),
@@ -297,9 +302,29 @@ impl TcpSide {
             prefix,
             buffer: BytesMut::new(),
             next_read: FIRST_READ,
+            budget: budget.clone(),
             done: false,
             broken: None,
         }
+    }
+
+    /// What it is charged to.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Takes what was read out of the buffer.
+    fn chunk(&mut self, got: usize) -> Bytes {
+        // A byte must not keep a whole buffer from being used again: a peer that sends single bytes
+        // to one that does not read would make thousands of them wait.
+        let chunk = if got * 4 <= self.buffer.capacity() {
+            let small = Bytes::copy_from_slice(&self.buffer);
+            self.buffer.clear();
+            small
+        } else {
+            self.buffer.split().freeze()
+        };
+        self.budget.hold(chunk)
     }
 }
 
@@ -319,7 +344,8 @@ impl Duplex for TcpSide {
                 return Poll::Pending;
             }
         }
-        self.buffer.reserve(self.next_read);
+        let size = self.budget.piece(SMALLEST_READ, self.next_read);
+        self.buffer.reserve(size);
         let got = ready!(poll_read_buf(Pin::new(read), cx, &mut self.buffer))?;
         if got == 0 {
             self.buffer = BytesMut::new();
@@ -330,7 +356,7 @@ impl Duplex for TcpSide {
         } else if got * 4 <= self.next_read {
             self.next_read = (self.next_read / 2).max(FIRST_READ);
         }
-        Poll::Ready(Ok(Some(self.buffer.split().freeze())))
+        Poll::Ready(Ok(Some(self.chunk(got))))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, ValueEnum};
 use http::Uri;
 
-use crate::telemetry::Sink;
+use crate::{
+    http::HttpLimits,
+    settings::{self, Settings, table::time},
+    telemetry::Sink,
+};
 
 /// Weft's data plane: one proxy a node.
 #[derive(Clone, Debug, Parser)]
@@ -48,8 +52,12 @@ pub struct Flags {
     #[arg(long, value_name = "FILE|-|off", default_value = "off")]
     pub access_log: Sink,
     /// How long what is open may go on after SIGTERM.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time::parse)]
     pub drain_timeout: Duration,
+    /// A limit or time, by name; may be repeated. The documentation lists them (Limits and times);
+    /// a name that does not exist is answered with those that do.
+    #[arg(long = "limit", value_name = "NAME=VALUE")]
+    pub limits: Vec<String>,
     /// How the program's own log looks (its level: WEFT_LOG).
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -64,38 +72,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// `500ms`, `30s`, `5m`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("{text:?} is not a time such as 500ms, 30s or 5m"))?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        unit => Err(format!("{unit:?} is not one of ms, s, m")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_numbers_with_a_unit() {
-        for (text, expected) in [
-            ("500ms", Some(500)),
-            ("30s", Some(30_000)),
-            ("7", Some(7_000)),
-            ("2m", Some(120_000)),
-            ("2h", None),
-            ("s", None),
-            ("", None),
-            ("-1s", None),
-        ] {
-            let expected = expected.map(Duration::from_millis);
-            assert_eq!(duration(text).ok(), expected, "{text:?}");
-        }
+impl Flags {
+    /// The limits in force: the defaults, and what `--limit` says.
+    ///
+    /// # Errors
+    /// Says what is wrong with which.
+    pub fn limits(&self) -> Result<(Settings, HttpLimits), String> {
+        settings::with_limits(self.limits.iter().map(String::as_str))
     }
 }

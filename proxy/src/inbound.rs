@@ -24,7 +24,12 @@ pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     match open(&pod, &stream, peer, &mut record).await {
         Ok(application) => {
             pod.report().opened(&mut record);
-            let copied = copy(TcpSide::new(stream), TcpSide::new(application), pod.drain()).await;
+            let budget = pod.limits().budget();
+            let (client, server) = (
+                TcpSide::new(stream, budget),
+                TcpSide::new(application, budget),
+            );
+            let copied = copy(client, server, pod.drain()).await;
             record.copied(copied);
         }
         Err(failure) => {
@@ -63,12 +68,13 @@ async fn open(
         );
         return Err(Failure::new(STRICT, reason));
     }
-    let limit = pod.settings().connect;
+    let settings = pod.settings();
     socket::connect(
         pod.netns(),
         Source::Transparent(peer.ip()),
         destination,
-        limit,
+        settings.connect,
+        settings.liveness(),
     )
     .await
     .map_err(Failure::from)

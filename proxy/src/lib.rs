@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod budget;
 pub mod connector;
 pub mod controller;
 pub mod copy;
@@ -15,6 +16,7 @@ pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod io;
+pub mod limits;
 pub mod model;
 pub mod netns;
 pub mod outbound;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -53,23 +53,33 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Configuration, certificates and the admin pages are rarely busy, and never at once.
 const CONTROL_THREADS: usize = 2;
 
+/// For three pods with 10,000 connections each.
+const ENOUGH_DESCRIPTORS: u64 = 65_536;
+
 type LogFilter = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
+    // As any other mistake in the flags.
+    let limits = flags.limits().unwrap_or_else(|error| {
+        Flags::command()
+            .error(ErrorKind::ValueValidation, format!("--limit {error}"))
+            .exit()
+    });
     weft_certs::tls::install_crypto_provider();
     let filter = log(flags.log_format)?;
     // A panic ends its task, and with it one connection: someone should look.
     panic::set_hook(Box::new(|info| tracing::error!(%info, "panic")));
     netns::remember_home().context("can't open the proxy's own network namespace")?;
     raise_descriptor_limit();
+    give_memory_back();
     let control = runtime("control", Some(CONTROL_THREADS))?;
     let data = runtime("data", flags.workers)?;
     // As many again, for a pod may be as busy as it likes.
     let busy = share::busy_threads(data.metrics().num_workers())
         .context("can't start the threads for busy pods")?;
     let handles = (data.handle().clone(), busy.handle().clone());
-    let result = control.block_on(run(flags, handles, filter));
+    let result = control.block_on(run(flags, limits, handles, filter));
     // What is open now was given its time.
     busy.shutdown_background();
     data.shutdown_background();
@@ -79,6 +89,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(
     flags: Flags,
+    (settings, http): (Settings, HttpLimits),
     (data, busy): (Handle, Handle),
     filter: LogFilter,
 ) -> anyhow::Result<()> {
@@ -129,11 +140,10 @@ async fn run(
         Arc::new(SystemTime::now),
         Handle::current(),
     );
-    let settings = Settings::default();
     let pods = Arc::new(Pods::new(Arc::new(Node {
         state: Arc::clone(&state),
         settings,
-        http: HttpLimits::default(),
+        http,
         report: Report::new(Arc::clone(&telemetry)),
         bundle: Arc::new(MeshTrust::new(Arc::clone(&state), bundle)),
         identities,
@@ -236,12 +246,25 @@ fn log(format: LogFormat) -> anyhow::Result<LogFilter> {
     Ok(handle)
 }
 
+/// jemalloc returns what was not used for ten seconds, but by itself only while something allocates:
+/// after a storm of connections nothing does. Its own thread returns it then.
+fn give_memory_back() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "the allocator keeps the memory of past peaks");
+    }
+}
+
 /// Each connection takes two descriptors; the usual soft limit of 1,024 is for programs that use
 /// `select`.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "can't raise the limit of open files");
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit < ENOUGH_DESCRIPTORS => tracing::warn!(
+            limit,
+            "few open files are allowed, for all pods of the node: raise the hard limit (RLIMIT_NOFILE) to {ENOUGH_DESCRIPTORS}"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "can't raise the limit of open files"),
     }
 }

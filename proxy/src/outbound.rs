@@ -304,7 +304,8 @@ impl Captured {
         match upstream {
             Ok(upstream) => {
                 report.opened(&mut self.record);
-                let client = TcpSide::with_prefix(self.stream, self.prefix);
+                let budget = self.pod.limits().budget();
+                let client = TcpSide::with_prefix(self.stream, self.prefix, budget);
                 let copied = upstream.carry(client, self.pod.drain()).await;
                 self.record.copied(copied);
             }

@@ -15,13 +15,21 @@ use weft_api::names::MARK_PROXY;
 
 use crate::{io::ConnectError, netns::Netns};
 
-/// A peer that is silent for so long is asked whether it still lives. Well under the idle limits
-/// of common NATs and load balancers (350 s and more), so it keeps those from forgetting too.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// Between two questions.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Unanswered questions until the connection counts as dead: 60 s + 4 · 15 s = 2 minutes.
+/// Unanswered questions until the connection counts as dead: with the defaults, 60 s + 4 · 15 s = 2
+/// minutes after the last byte.
 const KEEPALIVE_PROBES: u32 = 4;
+
+/// How TCP finds out that a peer has vanished without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// A peer that is silent for so long is asked whether it still lives.
+    pub idle: Duration,
+    /// Between two questions.
+    pub interval: Duration,
+    /// What was sent and is not acknowledged for so long breaks the connection (TCP_USER_TIMEOUT).
+    /// So does a peer that acknowledges but does not read, hence only between proxies.
+    pub unacknowledged: Option<Duration>,
+}
 
 /// Where a new connection's source address comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +48,10 @@ pub async fn connect(
     source: Source,
     to: SocketAddr,
     limit: Duration,
+    liveness: Liveness,
 ) -> Result<TcpStream, ConnectError> {
     let socket = netns
-        .run(|| prepare(source, to))
+        .run(|| prepare(source, to, liveness))
         .map_err(|error| ConnectError::from_io(to, &error))?;
     // The socket stays in its namespace; connecting may happen outside of it.
     match tokio::time::timeout(limit, socket.connect(to)).await {
@@ -52,7 +61,7 @@ pub async fn connect(
     }
 }
 
-fn prepare(source: Source, to: SocketAddr) -> io::Result<TcpSocket> {
+fn prepare(source: Source, to: SocketAddr, liveness: Liveness) -> io::Result<TcpSocket> {
     let socket = Socket::new(
         Domain::for_address(to),
         Type::STREAM.nonblocking(),
@@ -60,7 +69,7 @@ fn prepare(source: Source, to: SocketAddr) -> io::Result<TcpSocket> {
     )?;
     socket.set_mark(MARK_PROXY)?;
     socket.set_tcp_nodelay(true)?;
-    set_keepalive(SockRef::from(&socket))?;
+    set_liveness(SockRef::from(&socket), liveness)?;
     let from = match source {
         Source::Any => None,
         Source::Local(ip) => Some(ip),
@@ -82,18 +91,24 @@ fn prepare(source: Source, to: SocketAddr) -> io::Result<TcpSocket> {
 }
 
 /// Sets what every accepted connection needs: no delay, and keepalives.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
+pub fn tune(stream: &TcpStream, liveness: Liveness) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    set_keepalive(SockRef::from(stream))
+    set_liveness(SockRef::from(stream), liveness)
 }
 
-fn set_keepalive(socket: SockRef<'_>) -> io::Result<()> {
+fn set_liveness(socket: SockRef<'_>, liveness: Liveness) -> io::Result<()> {
+    // The kernel counts in whole seconds.
+    let second = Duration::from_secs(1);
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
+            .with_time(liveness.idle.max(second))
+            .with_interval(liveness.interval.max(second))
             .with_retries(KEEPALIVE_PROBES),
-    )
+    )?;
+    match liveness.unacknowledged {
+        Some(limit) => socket.set_tcp_user_timeout(Some(limit)),
+        None => Ok(()),
+    }
 }
 
 /// Closing the stream will reset the connection, so that the peer does not take an end that was

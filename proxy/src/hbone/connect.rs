@@ -14,7 +14,7 @@ use weft_api::names::HEADER_SANDBOX;
 use weft_certs::{SpiffeId, tls};
 
 use super::{Usage, client_builder, describe};
-use crate::io::ConnectError;
+use crate::{io::ConnectError, limits::PodLimits};
 
 /// RFC 9209: how a proxy says what went wrong behind it.
 pub(super) const PROXY_STATUS: &str = "proxy-status";
@@ -48,7 +48,7 @@ impl Tunnel {
         tcp: TcpStream,
         tls: Arc<ClientConfig>,
         expected: &SpiffeId,
-        limit: usize,
+        limits: &PodLimits,
     ) -> Result<(Self, Driver), ConnectError> {
         let address = tcp
             .peer_addr()
@@ -64,13 +64,17 @@ impl Tunnel {
                 },
                 None => ConnectError::TunnelBroken(address, format!("TLS handshake: {error}")),
             })?;
-        let (requests, driver) = client_builder().handshake(stream).await.map_err(|error| {
-            ConnectError::TunnelBroken(address, format!("HTTP/2 handshake: {error}"))
-        })?;
+        let usage = Arc::new(Usage::new(limits));
+        let (requests, driver) = client_builder(usage.windows.sizes())
+            .handshake(stream)
+            .await
+            .map_err(|error| {
+                ConnectError::TunnelBroken(address, format!("HTTP/2 handshake: {error}"))
+            })?;
         let tunnel = Self {
             requests,
-            usage: Arc::new(Usage::new()),
-            limit,
+            usage,
+            limit: limits.settings().streams as usize,
         };
         Ok((tunnel, driver))
     }
@@ -114,6 +118,7 @@ impl Tunnel {
             self.usage.close();
             Failure::NotSent
         };
+        self.usage.signs.used();
         let mut requests = self.requests.clone().ready().await.map_err(closed)?;
         let (response, send) = requests.send_request(request, false).map_err(closed)?;
         drop(requests);

@@ -85,6 +85,11 @@ impl Door {
         })
     }
 
+    /// Passes that are out.
+    pub fn in_use(&self) -> usize {
+        self.line.lock().out
+    }
+
     /// Whether somebody waits for a pass.
     pub fn is_crowded(&self) -> bool {
         !self.line.lock().turns.is_empty()

@@ -25,19 +25,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Lingering<G: Send + 'static>(Option<TunnelStream<G>>);
+pub struct Lingering(Option<TunnelStream>);
 
-impl<G: Send> Lingering<G> {
+impl Lingering {
     /// From now on.
-    pub fn new(stream: TunnelStream<G>) -> Self {
+    pub fn new(stream: TunnelStream) -> Self {
         Self(Some(stream))
     }
 
     /// There until the drop.
-    fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream<G>>>
-    where
-        G: Unpin,
-    {
+    fn stream(&mut self) -> io::Result<Pin<&mut TunnelStream>> {
         match &mut self.0 {
             Some(stream) => Ok(Pin::new(stream)),
             None => Err(io::ErrorKind::NotConnected.into()),
@@ -45,7 +42,7 @@ impl<G: Send> Lingering<G> {
     }
 }
 
-impl<G: Send + 'static> Drop for Lingering<G> {
+impl Drop for Lingering {
     fn drop(&mut self) {
         if let Some(stream) = self.0.take()
             && stream.waits_for_end()
@@ -59,7 +56,7 @@ impl<G: Send + 'static> Drop for Lingering<G> {
     }
 }
 
-impl<G: Send + Unpin> AsyncRead for Lingering<G> {
+impl AsyncRead for Lingering {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,7 +66,7 @@ impl<G: Send + Unpin> AsyncRead for Lingering<G> {
     }
 }
 
-impl<G: Send + Unpin> AsyncWrite for Lingering<G> {
+impl AsyncWrite for Lingering {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
-use h2::{Ping, PingPong};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::settings::Settings;
+use self::{
+    watch::Signs,
+    windows::{Sizes, Windows},
+};
+use crate::limits::PodLimits;
 
 mod connect;
 mod door;
@@ -18,6 +21,8 @@ mod linger;
 mod pool;
 mod server;
 mod stream;
+mod watch;
+mod windows;
 
 pub use door::Door;
 pub use linger::Lingering;
@@ -25,29 +30,25 @@ pub use pool::{Destination, Pool, PoolStats, StreamGuard};
 pub use server::serve;
 pub use stream::TunnelStream;
 
-/// What one stream may have in flight: 1 MiB carries 10 Gb/s at the 0.8 ms that zones are apart.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// What a whole tunnel may have in flight: sixteen streams whose applications do not read must
-/// fall silent before the others of the same pair of pods feel it. It bounds a tunnel's memory.
-const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// Largest DATA frame that is accepted: four TLS records. Larger ones save little and make the
 /// other streams wait.
 const FRAME: u32 = 64 * 1024;
 /// Written by a stream and not yet sent by the connection: what is read in one go, twice, so that
 /// a stream can fill the next chunk while the last one is encrypted.
 const SEND_BUFFER: usize = 256 * 1024;
-/// Overhead of buffered small frames until the tunnel is closed as abused. A full stream window
-/// of 10-byte frames, which a chatty client behind a stalled reader makes, is 25 MiB of overhead;
-/// h2's own default (half the window) would reset all of the pair's streams for it.
-const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
+/// Overhead of buffered small frames until the tunnel is closed as abused. The first stream window
+/// full of 1-byte frames, which a chatty client behind a stalled reader makes, is 16 MiB of overhead
+/// (and a chatty client's window does not grow); h2's own default (half the tunnel's window) would
+/// reset all of the pair's streams for it.
+const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
 /// A CONNECT carries an authority and some tracing headers.
 const HEADER_LIST: u32 = 16 * 1024;
 
-fn client_builder() -> h2::client::Builder {
+fn client_builder(windows: Sizes) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.tunnel)
         .max_frame_size(FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
@@ -56,11 +57,11 @@ fn client_builder() -> h2::client::Builder {
     builder
 }
 
-fn server_builder(streams: u32) -> h2::server::Builder {
+fn server_builder(windows: Sizes, streams: u32) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.tunnel)
         .max_frame_size(FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
@@ -80,39 +81,56 @@ fn describe(error: &h2::Error) -> String {
     }
 }
 
-/// Counts a tunnel's streams, and closes it to new ones for good.
+/// Counts a tunnel's streams and what they consume, and closes it to new ones for good.
 #[derive(Debug)]
 struct Usage {
     /// Open streams, or [`CLOSED`] plus them.
     streams: AtomicUsize,
     idle_since: Mutex<Instant>,
+    windows: Windows,
+    signs: Signs,
 }
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
 impl Usage {
-    fn new() -> Self {
+    /// Of a new tunnel of this pod.
+    fn new(limits: &PodLimits) -> Self {
         Self {
             streams: AtomicUsize::new(0),
             idle_since: Mutex::new(Instant::now()),
+            windows: Windows::new(limits.budget(), limits.settings().stream_window),
+            signs: Signs::default(),
         }
     }
 
     /// Counts one more, if there is room below `limit` and the tunnel takes new ones.
     fn acquire(&self, limit: usize) -> bool {
-        self.streams
+        let counted = self
+            .streams
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |streams| {
                 (streams < limit).then_some(streams + 1)
-            })
-            .is_ok()
+            });
+        if counted.is_ok() {
+            self.windows.open();
+        }
+        counted.is_ok()
     }
 
     /// Counts one more, whatever the limit: the peer has opened it already.
     fn count(&self) {
         self.streams.fetch_add(1, Ordering::AcqRel);
+        self.windows.open();
+    }
+
+    /// Bytes of the peer were consumed.
+    fn consumed(&self, bytes: usize) {
+        self.signs.heard();
+        self.windows.consumed(bytes);
     }
 
     fn release(&self) {
+        self.windows.close();
         let before = self.streams.fetch_sub(1, Ordering::AcqRel);
         if before & !CLOSED == 1 {
             *self.idle_since.lock() = Instant::now();
@@ -139,33 +157,5 @@ impl Usage {
                 .streams
                 .compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok()
-    }
-}
-
-/// Why a tunnel is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Nothing came through it for long.
-    Idle,
-    /// The peer no longer answers.
-    Dead,
-}
-
-/// Watches over a tunnel: returns when it is to end. An idle tunnel is left to TCP's keepalives.
-async fn watch(mut pings: PingPong, usage: &Usage, settings: &Settings) -> End {
-    let every = settings.ping_interval.min(settings.idle);
-    loop {
-        tokio::time::sleep(every).await;
-        if usage.close_if_idle(settings.idle) {
-            return End::Idle;
-        }
-        if usage.open_streams() == 0 {
-            continue;
-        }
-        let pong = tokio::time::timeout(settings.ping_timeout, pings.ping(Ping::opaque())).await;
-        if !matches!(pong, Ok(Ok(_))) {
-            usage.close();
-            return End::Dead;
-        }
     }
 }

@@ -18,17 +18,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_certs::{BundleSource, SpiffeId, SvidSource, tls};
 
 use super::{
-    End, Usage,
+    Usage,
     connect::{Driver, Failure, Tunnel},
     describe,
     stream::TunnelStream,
-    watch as watch_tunnel,
+    watch::{End, watch as watch_tunnel},
 };
 use crate::{
     io::{ConnectError, Leaving},
+    limits::{Limit, PodLimits},
     netns::Netns,
     report::{Failure as Reported, Report},
-    settings::Settings,
     share,
     socket::{self, Source},
     telemetry::{GaugeGuard, Side},
@@ -77,7 +77,7 @@ struct Inner {
     identity: SpiffeId,
     svid: Arc<dyn SvidSource>,
     bundle: Arc<dyn BundleSource>,
-    settings: Settings,
+    limits: Arc<PodLimits>,
     report: Report,
     destinations: Mutex<HashMap<Destination, Tunnels>>,
     /// Tells the tunnels to end.
@@ -108,6 +108,10 @@ impl StreamGuard {
         Self(usage)
     }
 
+    pub(super) fn usage(&self) -> &Usage {
+        &self.0
+    }
+
     pub(super) fn leaving(&self) -> Leaving {
         let usage = Arc::clone(&self.0);
         Leaving::new(move || usage.is_closed())
@@ -127,7 +131,7 @@ impl Pool {
         identity: SpiffeId,
         svid: Arc<dyn SvidSource>,
         bundle: Arc<dyn BundleSource>,
-        settings: Settings,
+        limits: Arc<PodLimits>,
         report: Report,
     ) -> Self {
         Self {
@@ -136,7 +140,7 @@ impl Pool {
                 identity,
                 svid,
                 bundle,
-                settings,
+                limits,
                 report,
                 destinations: Mutex::new(HashMap::new()),
                 goodbye: CancellationToken::new(),
@@ -151,14 +155,20 @@ impl Pool {
         &self,
         destination: &Destination,
         to: SocketAddr,
-    ) -> Result<TunnelStream<StreamGuard>, ConnectError> {
+    ) -> Result<TunnelStream, ConnectError> {
+        if !self.inner.limits.admit().await {
+            return Err(ConnectError::Limit("bytes buffered for the pod"));
+        }
         let mut closing = 0;
         let mut broken = false;
         loop {
             match self.inner.lease(destination)? {
                 Lease::Tunnel(tunnel, guard) => {
                     match tunnel.connect(to, &destination.sandbox).await {
-                        Ok((send, recv)) => return Ok(TunnelStream::new(send, recv, guard)),
+                        Ok((send, recv)) => {
+                            let budget = self.inner.limits.budget().clone();
+                            return Ok(TunnelStream::new(send, recv, guard, budget));
+                        }
                         Err(Failure::Final(error)) => return Err(error),
                         // A CONNECT carries nothing yet, so it may be sent twice. Once: who breaks a
                         // new tunnel as well would break them all.
@@ -248,7 +258,8 @@ impl Inner {
         {
             return Ok(Lease::Wait(connecting.clone()));
         }
-        if tunnels.open.len() >= self.settings.tunnels_per_destination {
+        if tunnels.open.len() >= self.limits.settings().tunnels_per_destination {
+            self.limits.shed(Limit::TunnelsPerDestination);
             return Err(ConnectError::Limit("tunnels to one destination"));
         }
         let (done, connecting) = watch::channel(None);
@@ -281,7 +292,7 @@ impl Inner {
                         Arc::downgrade(&self),
                         destination,
                         Arc::clone(&tunnel.usage),
-                        self.settings,
+                        Arc::clone(&self.limits),
                         self.report.telemetry().tunnel_opened(Side::Client),
                         self.goodbye.clone(),
                     )));
@@ -305,6 +316,7 @@ impl Inner {
                 self.identity.as_str().to_owned(),
             ));
         }
+        let settings = self.limits.settings();
         let source = to.source.map_or(Source::Any, Source::Local);
         let tls = tls::client_config(
             Arc::clone(&self.svid),
@@ -312,11 +324,17 @@ impl Inner {
             [to.identity.clone()],
         )
         .map_err(|error| ConnectError::Io(to.address, error.to_string()))?;
-        let tcp = socket::connect(&self.netns, source, to.address, self.settings.connect).await?;
-        let streams = self.settings.streams as usize;
+        let tcp = socket::connect(
+            &self.netns,
+            source,
+            to.address,
+            settings.connect,
+            settings.tunnel_liveness(),
+        )
+        .await?;
         tokio::time::timeout(
-            self.settings.handshake,
-            Tunnel::establish(tcp, tls, &to.identity, streams),
+            settings.handshake,
+            Tunnel::establish(tcp, tls, &to.identity, &self.limits),
         )
         .await
         .unwrap_or(Err(ConnectError::TimedOut(to.address)))
@@ -341,37 +359,50 @@ async fn drive(
     pool: Weak<Inner>,
     destination: Destination,
     usage: Arc<Usage>,
-    settings: Settings,
+    limits: Arc<PodLimits>,
     _open: GaugeGuard,
     goodbye: CancellationToken,
 ) {
+    let settings = limits.settings();
     let pings = driver.ping_pong();
     let watching = async {
         match pings {
-            Some(pings) => watch_tunnel(pings, &usage, &settings).await,
+            Some(pings) => watch_tunnel(pings, &usage, settings).await,
             None => std::future::pending().await,
         }
     };
-    let to_say = tokio::select! {
-        result = &mut driver => {
-            if let Err(error) = result
-                && usage.open_streams() > 0
-            {
-                tracing::debug!(address = %destination.address, error = describe(&error), "tunnel broke");
+    tokio::pin!(watching);
+    let to_say = loop {
+        tokio::select! {
+            result = &mut driver => {
+                if let Err(error) = result
+                    && usage.open_streams() > 0
+                {
+                    tracing::debug!(address = %destination.address, error = describe(&error), "tunnel broke");
+                }
+                break None;
             }
-            None
+            end = &mut watching => break match end {
+                End::Idle => Some(settings.handshake),
+                End::Dead => {
+                    tracing::warn!(
+                        address = %destination.address,
+                        "tunnel does not answer pings, its streams are reset: is the node alive?"
+                    );
+                    None
+                }
+            },
+            () = goodbye.cancelled() => break Some(GOODBYE),
+            () = usage.windows.busy() => {
+                // A size that the peer has not acknowledged yet must be waited for.
+                if let Some(sizes) = usage.windows.larger()
+                    && driver.set_initial_window_size(sizes.stream).is_ok()
+                {
+                    driver.set_target_window_size(sizes.tunnel);
+                    usage.windows.grown(sizes);
+                }
+            }
         }
-        end = watching => match end {
-            End::Idle => Some(settings.handshake),
-            End::Dead => {
-                tracing::warn!(
-                    address = %destination.address,
-                    "tunnel does not answer pings, its streams are reset: is the node alive?"
-                );
-                None
-            }
-        },
-        () = goodbye.cancelled() => Some(GOODBYE),
     };
     usage.close();
     if let Some(pool) = pool.upgrade() {

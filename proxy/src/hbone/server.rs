@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::{
@@ -22,11 +24,17 @@ use weft_api::names::HEADER_SANDBOX;
 use weft_certs::{SpiffeId, tls};
 
 use super::{
-    End, Usage, connect::PROXY_STATUS, describe, pool::StreamGuard, server_builder, stream, watch,
+    Usage,
+    connect::PROXY_STATUS,
+    describe,
+    pool::StreamGuard,
+    server_builder, stream,
+    watch::{End, watch},
 };
 use crate::{
     copy::{TcpSide, copy},
     io::ConnectError,
+    limits::Limit,
     pods::Pod,
     report::{Failure, Record},
     settings::is_own_port,
@@ -88,6 +96,7 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     let settings = pod.settings();
     let Some(knock) = pod.handshakes().knock(address.ip()) else {
         socket::reset_on_close(&tcp);
+        pod.limits().shed(Limit::Handshakes);
         let reason = "too many connections of this address have not proven who they are";
         let failure = Failure::new("shed", reason);
         pod.report().handshake(Side::Server, address, Err(failure));
@@ -99,10 +108,20 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
             .await
             .map_err(|error| Failure::new("tls", error.to_string()))?;
         // Many handshakes at once would take the CPU away from what is open.
-        let pass = knock.enter().await;
+        let mut entering = pin!(knock.enter());
+        let pass = match entering.as_mut().now_or_never() {
+            Some(pass) => pass,
+            None => {
+                pod.limits().reached(Limit::Handshakes);
+                entering.await
+            }
+        };
         let accepted = tokio::select! {
             accepted = pod.acceptor().accept(tcp) => accepted,
-            () = pass.overdue() => return Err(Failure::new("shed", "it stalled while others waited")),
+            () = pass.overdue() => {
+                pod.limits().shed(Limit::Handshakes);
+                return Err(Failure::new("shed", "it stalled while others waited"));
+            }
         };
         let stream = accepted.map_err(|error| match weft_certs::verify::reason_in(&error) {
             Some(reason) => Failure::new(reason.label(), reason.to_string()),
@@ -111,16 +130,17 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
         drop(pass);
         let identity = tls::peer_identity(stream.get_ref().1)
             .ok_or_else(|| Failure::new("no_identity", "the client showed no SPIFFE identity"))?;
-        let connection = server_builder(settings.streams)
+        let usage = Usage::new(pod.limits());
+        let connection = server_builder(usage.windows.sizes(), settings.streams)
             .handshake::<_, Bytes>(stream)
             .await
             .map_err(|error| Failure::new("http2", error.to_string()))?;
-        Ok((connection, identity))
+        Ok((connection, identity, usage))
     })
     .await
     .unwrap_or_else(|_| Err(Failure::new("timeout", "no handshake in time")));
     drop(knock);
-    let (mut connection, identity) = match established {
+    let (mut connection, identity, usage) = match established {
         Ok(established) => established,
         Err(failure) => {
             pod.report().handshake(Side::Server, address, Err(failure));
@@ -130,7 +150,7 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     pod.report().handshake(Side::Server, address, Ok(()));
     let _open = pod.report().telemetry().tunnel_opened(Side::Server);
     let peer = Peer { address, identity };
-    let usage = Arc::new(Usage::new());
+    let usage = Arc::new(usage);
     let abandoned = Arc::new(Abandoned::default());
     let pings = connection.ping_pong();
     let watching = async {
@@ -175,6 +195,15 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                     return;
                 }
             },
+            () = usage.windows.busy() => {
+                // A size that the peer has not acknowledged yet must be waited for.
+                if let Some(sizes) = usage.windows.larger()
+                    && connection.set_initial_window_size(sizes.stream).is_ok()
+                {
+                    connection.set_target_window_size(sizes.tunnel);
+                    usage.windows.grown(sizes);
+                }
+            }
             () = pod.drain().started(), if may_leave && !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
@@ -238,8 +267,10 @@ async fn connect(
     pod.report().opened(&mut record);
     let copied = match respond.send_response(Response::new(()), false) {
         Ok(send) => {
-            let tunnel = stream::TunnelStream::new(send, request.into_body(), guard);
-            copy(tunnel, TcpSide::new(tcp), pod.drain()).await
+            let budget = pod.limits().budget();
+            let (send, recv) = (send, request.into_body());
+            let tunnel = stream::TunnelStream::new(send, recv, guard, budget.clone());
+            copy(tunnel, TcpSide::new(tcp, budget), pod.drain()).await
         }
         Err(error) => {
             record.failed(Failure::new("client_gone", error.to_string()));
@@ -296,11 +327,22 @@ async fn open(
             ),
         });
     }
+    if !pod.limits().admit().await {
+        return Err(Refusal {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            error: "connection_limit_reached",
+            details: format!(
+                "{} has no room left for buffered bytes: do its applications read what they are sent?",
+                pod.name()
+            ),
+        });
+    }
     socket::connect(
         pod.netns(),
         Source::Transparent(peer.address.ip()),
         destination,
         pod.settings().connect,
+        pod.settings().liveness(),
     )
     .await
     .map_err(|error| Refusal {

@@ -13,14 +13,14 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::StreamGuard;
-use crate::{copy::Duplex, io::Leaving};
+use crate::{budget::Budget, copy::Duplex, io::Leaving};
 
 /// Most bytes taken from one `write`: one copy is made of them, and a frame is not larger.
 const LARGEST_WRITE: usize = 64 * 1024;
 
 /// An open CONNECT. Dropped before both directions have ended, it is reset.
 #[derive(Debug)]
-pub struct TunnelStream<G> {
+pub struct TunnelStream {
     send: SendStream<Bytes>,
     recv: RecvStream,
     /// Received and not yet read.
@@ -30,18 +30,17 @@ pub struct TunnelStream<G> {
     /// Our END_STREAM has been sent.
     finished: bool,
     /// Lives as long as the stream: counts it.
-    guard: G,
+    guard: StreamGuard,
+    budget: Budget,
 }
 
-impl TunnelStream<StreamGuard> {
-    /// Whether its tunnel takes no new streams any more.
-    pub fn leaving(&self) -> Leaving {
-        self.guard.leaving()
-    }
-}
-
-impl<G> TunnelStream<G> {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, guard: G) -> Self {
+impl TunnelStream {
+    pub(crate) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        guard: StreamGuard,
+        budget: Budget,
+    ) -> Self {
         Self {
             send,
             recv,
@@ -49,7 +48,13 @@ impl<G> TunnelStream<G> {
             unreleased: 0,
             finished: false,
             guard,
+            budget,
         }
+    }
+
+    /// Whether its tunnel takes no new streams any more.
+    pub fn leaving(&self) -> Leaving {
+        self.guard.leaving()
     }
 
     /// Our end is told, the peer's is still to come.
@@ -66,6 +71,7 @@ impl<G> TunnelStream<G> {
 
     /// Bytes that the peer lets us send now, `wanted` at most.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        self.guard.usage().signs.used();
         loop {
             let room = self.send.capacity();
             if room > 0 {
@@ -94,6 +100,7 @@ impl<G> TunnelStream<G> {
         if bytes == 0 {
             return Ok(());
         }
+        self.guard.usage().consumed(bytes);
         self.recv
             .flow_control()
             .release_capacity(bytes)
@@ -109,7 +116,7 @@ impl<G> TunnelStream<G> {
     }
 }
 
-impl<G> Duplex for TunnelStream<G> {
+impl Duplex for TunnelStream {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         let released = std::mem::take(&mut self.unreleased);
         self.release(released)?;
@@ -152,7 +159,7 @@ impl<G> Duplex for TunnelStream<G> {
     }
 }
 
-impl<G: Unpin> AsyncRead for TunnelStream<G> {
+impl AsyncRead for TunnelStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -171,7 +178,7 @@ impl<G: Unpin> AsyncRead for TunnelStream<G> {
     }
 }
 
-impl<G: Unpin> AsyncWrite for TunnelStream<G> {
+impl AsyncWrite for TunnelStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -201,7 +208,8 @@ impl<G: Unpin> AsyncWrite for TunnelStream<G> {
             let take = part.len().min(room - data.len());
             data.put_slice(&part[..take]);
         }
-        this.send.send_data(data.freeze(), false).map_err(to_io)?;
+        let data = this.budget.hold(data.freeze());
+        this.send.send_data(data, false).map_err(to_io)?;
         Poll::Ready(Ok(room))
     }
 

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::{sync::oneshot, time::Sleep};
 
 use super::exchange::{Exchange, Outcome};
+use crate::budget::Budget;
 
 /// Why a body broke off.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,6 +39,7 @@ pub struct RequestBody {
     /// None: there is no body.
     incoming: Option<Incoming>,
     counter: Option<Arc<AtomicU64>>,
+    budget: Option<Budget>,
     gate: Option<Box<Gate>>,
 }
 
@@ -58,11 +60,12 @@ struct Gate {
 pub struct Unwanted;
 
 impl RequestBody {
-    /// Counts the body's bytes with `counter`.
-    pub fn new(incoming: Incoming, counter: Option<Arc<AtomicU64>>) -> Self {
+    /// Counts the body's bytes with `counter`, and those that wait against `budget`.
+    pub fn new(incoming: Incoming, counter: Option<Arc<AtomicU64>>, budget: &Budget) -> Self {
         Self {
             incoming: Some(incoming),
             counter,
+            budget: Some(budget.clone()),
             gate: None,
         }
     }
@@ -72,6 +75,7 @@ impl RequestBody {
         Self {
             incoming: None,
             counter: None,
+            budget: None,
             gate: None,
         }
     }
@@ -135,7 +139,11 @@ impl Body for RequestBody {
         {
             counter.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
-        Poll::Ready(frame.map(|it| it.map_err(Into::into)))
+        let hold = |frame: Frame<Bytes>| match &this.budget {
+            Some(budget) => frame.map_data(|data| budget.hold(data)),
+            None => frame,
+        };
+        Poll::Ready(frame.map(|it| it.map(hold).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -258,6 +266,13 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Err(Box::new(ResponseTimeout))));
         }
         let frame = ready!(this.source.poll_frame(cx));
+        let frame = match &this.exchange {
+            Some(exchange) => {
+                let budget = exchange.budget();
+                frame.map(|it| it.map(|it| it.map_data(|data| budget.hold(data))))
+            }
+            None => frame,
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(exchange) = &mut this.exchange {

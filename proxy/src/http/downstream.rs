@@ -13,37 +13,50 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     time::Instant,
 };
 
-use crate::{io::Io, prefixed::Prefixed};
+use crate::{
+    budget::{Budget, Charge},
+    io::Io,
+    prefixed::Prefixed,
+};
 
 /// What a client with prior knowledge of HTTP/2 sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is held of a connection whose protocol was changed: a buffer each way.
+const UPGRADED_BUFFERS: usize = 16 * 1024;
 
 /// Where an HTTP/1 connection is between requests, for finding slow heads without a timer for each.
 #[derive(Debug)]
 pub(super) struct Phase {
     epoch: Instant,
-    /// [`IDLE`], [`BUSY`], or since when a head is being read.
+    /// [`IDLE`], [`BUSY`], [`UPGRADED`], or since when a head is being read.
     state: AtomicU64,
+    /// What the parser may hold of what was read for this request.
+    ahead: Mutex<Charge>,
 }
 
 /// No request, and nothing read.
 const IDLE: u64 = 0;
 /// A request is under way.
 const BUSY: u64 = 1;
+/// The protocol was changed: there are no more requests.
+const UPGRADED: u64 = 2;
 /// Added to milliseconds since the epoch, to tell them from the above.
-const SINCE: u64 = 2;
+const SINCE: u64 = 3;
 
 impl Phase {
     /// A new connection.
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(budget: &Budget) -> Arc<Self> {
         Arc::new(Self {
             epoch: Instant::now(),
             state: AtomicU64::new(IDLE),
+            ahead: Mutex::new(budget.charge(0)),
         })
     }
 
@@ -54,7 +67,21 @@ impl Phase {
 
     /// A response is complete.
     pub(super) fn between_requests(&self) {
-        self.state.store(IDLE, Ordering::Relaxed);
+        // An upgraded connection never comes back.
+        let idle = self
+            .state
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| {
+                (state != UPGRADED).then_some(IDLE)
+            });
+        if idle.is_ok() {
+            self.ahead.lock().set(0);
+        }
+    }
+
+    /// The protocol is changed.
+    pub(super) fn upgraded(&self) {
+        self.state.store(UPGRADED, Ordering::Relaxed);
+        self.ahead.lock().set(UPGRADED_BUFFERS);
     }
 
     fn bytes_read(&self) {
@@ -64,10 +91,19 @@ impl Phase {
         }
     }
 
+    /// Counts what was read, up to `most`, until the response is complete.
+    fn read_ahead(&self, bytes: usize, most: usize) {
+        if self.state.load(Ordering::Relaxed) != UPGRADED {
+            let mut ahead = self.ahead.lock();
+            let bytes = (ahead.bytes() + bytes).min(most);
+            ahead.set(bytes);
+        }
+    }
+
     /// Whether a head has been incomplete for so long.
     pub(super) fn is_slow(&self, limit: Duration) -> bool {
         match self.state.load(Ordering::Relaxed) {
-            IDLE | BUSY => false,
+            IDLE | BUSY | UPGRADED => false,
             since => {
                 let since = Duration::from_millis(since - SINCE);
                 self.epoch.elapsed().saturating_sub(since) > limit
@@ -80,6 +116,8 @@ impl Phase {
 pub(super) struct Downstream<I> {
     io: Prefixed<I>,
     phase: Arc<Phase>,
+    /// As much as HTTP/1's parser may hold of what was read; HTTP/2 has windows for that.
+    ahead: Option<usize>,
 }
 
 /// Which HTTP a client speaks.
@@ -99,7 +137,11 @@ impl<I: Io> Downstream<I> {
     ///
     /// # Errors
     /// Reading fails.
-    pub(super) async fn detect(mut io: I, phase: Arc<Phase>) -> io::Result<(Self, Spoken)> {
+    pub(super) async fn detect(
+        mut io: I,
+        phase: Arc<Phase>,
+        most: usize,
+    ) -> io::Result<(Self, Spoken)> {
         let mut read = [0; PREFACE.len()];
         let mut length = 0;
         let spoken = loop {
@@ -122,6 +164,7 @@ impl<I: Io> Downstream<I> {
         let downstream = Self {
             io: Prefixed::new(io, Bytes::copy_from_slice(&read[..length])),
             phase,
+            ahead: (spoken == Spoken::Http1).then_some(most),
         };
         Ok((downstream, spoken))
     }
@@ -136,8 +179,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for Downstream<I> {
         let this = &mut *self;
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
+        let read = buf.filled().len() - before;
+        if read > 0 {
             this.phase.bytes_read();
+            if let Some(most) = this.ahead {
+                this.phase.read_ahead(read, most);
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -23,6 +23,7 @@ use tokio::{
 use super::{session::Session, upstream::Lease};
 use crate::{
     balance::LoadGuard,
+    budget::{Budget, Charge},
     model::RouteRef,
     state::Picked,
     telemetry::{ConnectionLog, Direction, LogPeer, RequestLog, Tunnel},
@@ -65,6 +66,8 @@ pub struct Exchange {
     /// Bytes of the request's body; none if there is no body.
     pub(super) received: Option<Arc<AtomicU64>>,
     sent: u64,
+    /// What the client's stream may send before it is read.
+    _window: Option<Charge>,
     log: Option<Box<Draft>>,
     recorded: bool,
 }
@@ -98,6 +101,11 @@ impl Exchange {
                 },
             })
         });
+        // Over HTTP/1 the connection counts what it has read.
+        let window = (has_body && head.version == http::Version::HTTP_2).then(|| {
+            let window = session.pod.limits.client_stream_window;
+            session.budget().charge(window as usize)
+        });
         Self {
             received: (has_body && log.is_some()).then(Arc::default),
             session,
@@ -111,9 +119,15 @@ impl Exchange {
             lease: None,
             alive: None,
             sent: 0,
+            _window: window,
             log,
             recorded: false,
         }
+    }
+
+    /// What is held of it counts against this.
+    pub(super) fn budget(&self) -> &Budget {
+        self.session.budget()
     }
 
     /// When the request's head arrived.

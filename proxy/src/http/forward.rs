@@ -42,6 +42,11 @@ impl Session {
         let (mut head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
         let mut exchange = Box::new(Exchange::new(Arc::clone(self), &head, has_body));
+        if !self.pod.pod.admit().await {
+            let message = "the client's pod has no room left for buffered bytes";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Err((exchange, Failure::new(status, "buffered_bytes", message)));
+        }
         let table = self.state().route_table(
             &self.service().name,
             self.port.port,

@@ -47,8 +47,10 @@ pub use self::{
 };
 use self::{series::SeriesCache, session::Session, upstream::Pools};
 use crate::{
+    budget::Budget,
     drain::Drain,
     io::{Connector, Io},
+    limits::{Limit, PodLimits},
     model::Client,
     share,
     state::{ServiceTarget, State},
@@ -63,6 +65,7 @@ pub struct PodHttp {
     state: Arc<State>,
     telemetry: Arc<Telemetry>,
     limits: HttpLimits,
+    pod: Arc<PodLimits>,
     pools: Pools,
     series: SeriesCache,
     sweeping: AtomicBool,
@@ -83,12 +86,14 @@ impl PodHttp {
         telemetry: Arc<Telemetry>,
         connector: Arc<dyn Connector>,
         limits: HttpLimits,
+        pod: Arc<PodLimits>,
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
             telemetry,
             limits,
-            pools: Pools::new(connector, limits),
+            pools: Pools::new(connector, limits, pod.budget().clone()),
+            pod,
             series: SeriesCache::default(),
             sweeping: AtomicBool::new(false),
         })
@@ -97,6 +102,11 @@ impl PodHttp {
     /// Connections to backends: idle HTTP/1.1 ones and all HTTP/2 ones.
     pub fn backend_connections(&self) -> usize {
         self.pools.connections()
+    }
+
+    /// What the pod may hold in memory.
+    fn budget(&self) -> &Budget {
+        self.pod.budget()
     }
 
     /// Ends connections to backends as soon as they carry nothing.
@@ -122,6 +132,7 @@ impl PodHttp {
         self.sweep();
         let limits = self.limits;
         let telemetry = Arc::clone(&self.telemetry);
+        let pod = Arc::clone(&self.pod);
         let session = Session::new(
             self,
             client,
@@ -135,6 +146,13 @@ impl PodHttp {
             && error.is_clients_fault()
         {
             telemetry.http_protocol_error("http", error.label());
+            match error {
+                HttpError::SlowHead(_) => pod.shed(Limit::HeaderTimeout),
+                HttpError::Http(error) if error.is_parse_too_large() => {
+                    pod.shed(Limit::HeaderBytes);
+                }
+                _ => {}
+            }
         }
         served
     }

@@ -204,7 +204,7 @@ impl Session {
             hop::to_http1(&mut head, inbound, authority, has_body)?;
         }
         let body = if has_body {
-            RequestBody::new(body, exchange.received.clone())
+            RequestBody::new(body, exchange.received.clone(), exchange.budget())
         } else {
             RequestBody::empty()
         };

@@ -73,7 +73,11 @@ pub(super) async fn serve(
     let slow = HttpError::SlowHead(limits.header_read_timeout);
     let mut looks = looks(limits);
     let (downstream, spoken) = {
-        let mut detect = pin!(Downstream::detect(io, Arc::clone(session.phase())));
+        let mut detect = pin!(Downstream::detect(
+            io,
+            Arc::clone(session.phase()),
+            limits.header_bytes,
+        ));
         loop {
             tokio::select! {
                 biased;

@@ -16,6 +16,7 @@ use super::{
     reply::{Failure, MALFORMED},
 };
 use crate::{
+    budget::Budget,
     drain::Drain,
     model::{Client, RouteRef, Service, ServicePort, Workload},
     state::State,
@@ -52,13 +53,14 @@ impl Session {
         original_dst: SocketAddr,
         drain: Drain,
     ) -> Arc<Self> {
+        let phase = Phase::new(pod.budget());
         Arc::new(Self {
             pod,
             client,
             service,
             port,
             original_dst,
-            phase: Phase::new(),
+            phase,
             drain,
             upgrade: Mutex::default(),
         })
@@ -74,6 +76,10 @@ impl Session {
 
     pub(super) fn original_dst(&self) -> SocketAddr {
         self.original_dst
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        self.pod.budget()
     }
 
     pub(super) fn phase(&self) -> &Arc<Phase> {
@@ -104,6 +110,7 @@ impl Session {
 
     /// What is to be done once the client's connection is no longer HTTP.
     pub(super) fn upgrade(&self, joined: BoxFuture<'static, ()>) {
+        self.phase.upgraded();
         *self.upgrade.lock() = Some(joined);
     }
 

@@ -10,10 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_api::{config::MtlsMode, handover::ListenerKind};
@@ -28,6 +25,7 @@ use crate::{
     identity::Identity,
     inbound,
     io::Connector,
+    limits::PodLimits,
     model::{Client, Workload},
     netns::Netns,
     outbound,
@@ -53,10 +51,7 @@ pub struct Pod {
     acceptor: TlsAcceptor,
     connector: Arc<PodConnector>,
     http: Arc<PodHttp>,
-    outbound: Arc<Semaphore>,
-    inbound: Arc<Semaphore>,
-    tunnels: Arc<Semaphore>,
-    handshakes: Arc<hbone::Door>,
+    limits: Arc<PodLimits>,
     listening: Mutex<Listening>,
     accepting: watch::Sender<bool>,
     pub(super) drain: Drain,
@@ -102,25 +97,32 @@ impl Pod {
         let identity = node.identities.hold(&spiffe);
         let svid: Arc<dyn SvidSource> = identity.svid();
         let server = tls::server_config(Arc::clone(&svid), Arc::clone(&node.bundle))?;
+        let limits = PodLimits::new(
+            Arc::clone(&info.namespace),
+            Arc::clone(&info.name),
+            settings,
+        );
+        node.report.telemetry().limits(&limits);
         let pool = Pool::new(
             netns.clone(),
             spiffe.clone(),
             svid,
             Arc::clone(&node.bundle),
-            settings,
+            Arc::clone(&limits),
             node.report.clone(),
         );
         let connector = Arc::new(PodConnector::new(
             netns.clone(),
             info.addresses.clone(),
             pool,
-            settings,
+            Arc::clone(&limits),
         ));
         let http = PodHttp::new(
             Arc::clone(&node.state),
             node.report.telemetry(),
             Arc::clone(&connector) as Arc<dyn Connector>,
             node.http,
+            Arc::clone(&limits),
         );
         let share = Share::new(node.busy_threads.clone());
         node.report
@@ -135,10 +137,7 @@ impl Pod {
             acceptor: TlsAcceptor::from(server),
             connector,
             http,
-            outbound: Arc::new(Semaphore::new(settings.connections)),
-            inbound: Arc::new(Semaphore::new(settings.connections)),
-            tunnels: Arc::new(Semaphore::new(settings.tunnels)),
-            handshakes: hbone::Door::new(settings.handshakes),
+            limits,
             listening: Mutex::default(),
             accepting: watch::Sender::new(false),
             drain: Drain::default(),
@@ -191,17 +190,17 @@ impl Pod {
         listener: Arc<TcpListener>,
         stop: CancellationToken,
     ) {
-        let limit = match kind {
-            ListenerKind::InboundHbone => &self.tunnels,
-            // Strangers must not be able to keep the pod from dialling.
-            ListenerKind::InboundPlaintext => &self.inbound,
-            _ => &self.outbound,
+        let settings = self.settings();
+        let liveness = match kind {
+            ListenerKind::InboundHbone => settings.tunnel_liveness(),
+            _ => settings.liveness(),
         };
         loop {
-            // Taken before accepting: beyond the limit, clients wait in the pod's own queue.
+            // Waited for before accepting: beyond the limit, clients wait in the pod's own queue.
             let next = async {
-                let permit = Arc::clone(limit).acquire_owned().await;
-                (permit, listener.accept().await)
+                self.limits.room(kind).await;
+                let accepted = listener.accept().await;
+                (self.limits.accepted(kind).await, accepted)
             };
             let (permit, accepted) = tokio::select! {
                 next = next => next,
@@ -217,7 +216,7 @@ impl Pod {
                     continue;
                 }
             };
-            if socket::tune(&stream).is_err() {
+            if socket::tune(&stream, liveness).is_err() {
                 continue; // The client has gone.
             }
             let pod = Arc::clone(&self);
@@ -392,7 +391,12 @@ impl Pod {
 
     /// Limits and times.
     pub fn settings(&self) -> &Settings {
-        &self.node.settings
+        self.limits.settings()
+    }
+
+    /// What it may use, and uses.
+    pub fn limits(&self) -> &Arc<PodLimits> {
+        &self.limits
     }
 
     /// The configuration in force.
@@ -427,7 +431,7 @@ impl Pod {
 
     /// Bounds handshakes in flight.
     pub fn handshakes(&self) -> &Arc<hbone::Door> {
-        &self.handshakes
+        self.limits.handshakes()
     }
 }
 

@@ -10,6 +10,7 @@ mod busy;
 mod connections;
 mod histogram;
 mod labels;
+mod pods;
 mod process;
 mod requests;
 mod series;
@@ -41,10 +42,11 @@ pub use self::{
 use self::{
     busy::{Busy, BusyCollector},
     connections::{ConnectionCollector, Connections},
+    pods::PodCollector,
     requests::RequestCollector,
     series::{Bounded, CAP},
 };
-use crate::state::Kind;
+use crate::{limits::PodLimits, state::Kind};
 
 /// The media type of [`Telemetry::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -71,6 +73,7 @@ pub struct Telemetry {
     xds_rejected: Family<Words<1>, Counter>,
     resources: Family<Words<1>, Gauge>,
     pods: Gauge,
+    limits: Arc<pods::Pods>,
     certificates: Family<[(&'static str, String); 1], Gauge>,
 }
 
@@ -129,6 +132,8 @@ impl Telemetry {
         let busy = Arc::<Busy>::default();
         registry.register_collector(Box::new(BusyCollector(Arc::clone(&busy))));
         registry.register_collector(Box::new(process::Process));
+        let limits = Arc::<pods::Pods>::default();
+        registry.register_collector(Box::new(PodCollector(Arc::clone(&limits))));
         registry.register(
             "weft_build",
             "The version of this proxy",
@@ -173,6 +178,7 @@ impl Telemetry {
                 "weft_certificate_expiry_timestamp_seconds",
                 "When a workload's certificate ends, in seconds since 1970",
             ),
+            limits,
             requests,
             connections,
             busy,
@@ -246,6 +252,11 @@ impl Telemetry {
     /// Pods that are served now.
     pub fn pods(&self, count: usize) {
         self.pods.set(count as i64);
+    }
+
+    /// Shows what a pod uses of its limits, as long as it lives.
+    pub fn limits(&self, pod: &Arc<PodLimits>) {
+        self.limits.add(pod);
     }
 
     /// A certificate's end; `None`: the identity is not held any more.

@@ -4,6 +4,7 @@
 mod floods;
 mod handover;
 mod l4;
+mod limits;
 mod mesh;
 mod net;
 mod refusals;

@@ -29,7 +29,9 @@ use weft_api::config::{
 use crate::{
     http::{HttpLimits, PodHttp},
     io::{BoxStream, ConnectError, Connector, Link},
+    limits::PodLimits,
     model::{Client, Locality, Workload},
+    settings::Settings,
     state::{Delta, Kind, Resource, State, Target},
     telemetry::{AccessLog, Sink, Telemetry},
 };
@@ -74,6 +76,7 @@ pub(super) struct Mesh {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) network: Arc<Network>,
     pub(super) pod: Arc<PodHttp>,
+    pub(super) limits: Arc<PodLimits>,
     pub(super) drain: crate::drain::Drain,
     version: AtomicUsize,
 }
@@ -89,17 +92,21 @@ impl Mesh {
         let telemetry = Telemetry::new(log);
         let network = Arc::new(Network::default());
         let connector: Arc<dyn Connector> = Arc::clone(&network) as _;
+        let pod_limits = PodLimits::new("shop".into(), "client".into(), Settings::default());
+        telemetry.limits(&pod_limits);
         let pod = PodHttp::new(
             Arc::clone(&state),
             Arc::clone(&telemetry),
             connector,
             limits,
+            Arc::clone(&pod_limits),
         );
         let mesh = Self {
             state,
             telemetry,
             network,
             pod,
+            limits: pod_limits,
             drain: crate::drain::Drain::default(),
             version: AtomicUsize::new(0),
         };

@@ -6,6 +6,7 @@ mod connections;
 mod draining;
 mod filters;
 mod harness;
+mod limits;
 mod matching;
 mod smuggling;
 mod streams;

@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::Destination;
 use crate::{
+    budget::Charge,
     http::body::RequestBody,
     io::{ConnectError, Leaving},
     share,
@@ -32,6 +33,8 @@ use crate::{
 
 /// Frames to a backend: what most read at once.
 const FRAME: u32 = 16 * 1024;
+/// A stream's window when the budget is used up: a small response fits.
+const LEAST_WINDOW: u32 = 16 * 1024;
 
 /// Connections to one endpoint.
 #[derive(Default)]
@@ -55,6 +58,38 @@ struct Connection {
     closed: AtomicBool,
     leaving: Leaving,
     idle_since: Mutex<Instant>,
+    windows: Windows,
+}
+
+/// What the backend may send before it is read.
+struct Windows {
+    stream: u32,
+    connection: u32,
+    /// A stream's window for each stream, up to the connection's own.
+    charge: Mutex<Charge>,
+}
+
+impl Windows {
+    /// As large as the limits say, or as there is room.
+    fn new(to: &Destination) -> Self {
+        let (stream, connection) = (
+            to.limits.backend_stream_window,
+            to.limits.backend_connection_window,
+        );
+        let least = LEAST_WINDOW.min(stream) as usize;
+        let fits = to.budget.piece(least, stream as usize) as u32;
+        Self {
+            stream: fits,
+            // In the same ratio.
+            connection: (connection / stream).max(1).saturating_mul(fits),
+            charge: Mutex::new(to.budget.charge(0)),
+        }
+    }
+
+    fn charge(&self, streams: usize) {
+        let bytes = streams.saturating_mul(self.stream as usize);
+        self.charge.lock().set(bytes.min(self.connection as usize));
+    }
 }
 
 /// Room for one request on a connection.
@@ -77,8 +112,7 @@ impl Http2Pool {
                     let least = least.min_by_key(|it| it.streams.load(Ordering::Relaxed));
                     // It waits for a stream there.
                     if let Some(connection) = least {
-                        connection.streams.fetch_add(1, Ordering::Relaxed);
-                        return Ok(Http2Lease(Arc::clone(connection)));
+                        return Ok(connection.count());
                     }
                 }
                 match &inner.opening {
@@ -132,10 +166,11 @@ impl Http2Pool {
 async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
     let broken = |error: h2::Error| ConnectError::Io(to.address, error.to_string());
     let limits = &to.limits;
+    let windows = Windows::new(to);
     let link = to.connector.connect(&to.workload, to.address).await?;
     let (sender, mut driver) = h2::client::Builder::new()
-        .initial_window_size(limits.backend_stream_window)
-        .initial_connection_window_size(limits.backend_connection_window)
+        .initial_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_frame_size(FRAME)
         .max_send_buffer_size(limits.send_buffer)
@@ -151,6 +186,7 @@ async fn connect(to: &Destination) -> Result<Arc<Connection>, ConnectError> {
         closed: AtomicBool::new(false),
         leaving: link.leaving,
         idle_since: Mutex::new(Instant::now()),
+        windows,
     });
     let address = to.address;
     // Weak: the connection ends when neither the pool nor a request holds it.
@@ -181,8 +217,13 @@ impl Connection {
         if self.streams.load(Ordering::Relaxed) >= self.room.load(Ordering::Relaxed) {
             return None;
         }
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        Some(Http2Lease(Arc::clone(self)))
+        Some(self.count())
+    }
+
+    fn count(self: &Arc<Self>) -> Http2Lease {
+        let streams = self.streams.fetch_add(1, Ordering::Relaxed) + 1;
+        self.windows.charge(streams);
+        Http2Lease(Arc::clone(self))
     }
 
     fn is_closed(&self) -> bool {
@@ -192,7 +233,9 @@ impl Connection {
 
 impl Drop for Http2Lease {
     fn drop(&mut self) {
-        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let streams = self.0.streams.fetch_sub(1, Ordering::Relaxed) - 1;
+        self.0.windows.charge(streams);
+        if streams == 0 {
             *self.0.idle_since.lock() = Instant::now();
         }
     }

@@ -29,6 +29,7 @@ pub(super) use self::{
 use self::{http1::Http1Pool, http2::Http2Pool};
 use super::limits::HttpLimits;
 use crate::{
+    budget::Budget,
     io::{ConnectError, Connector},
     model::Workload,
     state::{Picked, State},
@@ -41,6 +42,7 @@ pub(super) const SWEEP: Duration = Duration::from_secs(5);
 pub(super) struct Pools {
     connector: Arc<dyn Connector>,
     limits: HttpLimits,
+    budget: Budget,
     endpoints: Mutex<HashMap<Key, Arc<Endpoint>, RandomState>>,
     draining: AtomicBool,
 }
@@ -64,6 +66,7 @@ struct Destination {
     workload: Arc<Workload>,
     address: SocketAddr,
     limits: HttpLimits,
+    budget: Budget,
 }
 
 enum Connections {
@@ -87,10 +90,11 @@ impl std::fmt::Debug for Lease {
 }
 
 impl Pools {
-    pub(super) fn new(connector: Arc<dyn Connector>, limits: HttpLimits) -> Self {
+    pub(super) fn new(connector: Arc<dyn Connector>, limits: HttpLimits, budget: Budget) -> Self {
         Self {
             connector,
             limits,
+            budget,
             endpoints: Mutex::default(),
             draining: AtomicBool::new(false),
         }
@@ -142,6 +146,7 @@ impl Pools {
                 workload: Arc::clone(&picked.workload),
                 address: picked.address,
                 limits: self.limits,
+                budget: self.budget.clone(),
             },
             connections: if http2 {
                 Connections::Http2(Arc::default())
