@@ -6,10 +6,14 @@
 
 mod capture;
 mod family;
+mod held;
 mod lab;
 mod wire;
 
 pub use capture::{Capture, Seen};
 pub use family::Family;
+pub use held::Held;
 pub use lab::{Lab, Output, at, eventually};
-pub use wire::{Answer, ByteReport, FloodReport, GrpcReport, LoadReport, Probed, Request};
+pub use wire::{
+    Answer, ByteReport, FloodReport, GrpcReport, HoldReport, LoadReport, Probed, Request,
+};

@@ -121,3 +121,15 @@ pub struct FloodReport {
     /// Those that were refused, reset or ignored.
     pub failed: u64,
 }
+
+/// What became of connections that were kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HoldReport {
+    /// How many stood.
+    pub open: u64,
+    /// Why others did not.
+    pub failed: Vec<String>,
+    /// Those that broke before they were closed: Unix milliseconds, and how.
+    pub broken: Vec<(u64, String)>,
+}

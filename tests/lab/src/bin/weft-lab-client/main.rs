@@ -7,11 +7,13 @@
 //! weft-lab-client probe --to HOST:PORT --seconds S …   requests at fixed times, and their latencies
 //! weft-lab-client flood --kind K --to HOST:PORT …      bursts of what a proxy dislikes
 //! weft-lab-client grpc --to HOST:PORT                   gRPC in every shape
+//! weft-lab-client hold --to HOST:PORT --count N …       connections that are kept
 //! ```
 
 mod bytes;
 mod flood;
 mod grpc;
+mod hold;
 mod http;
 mod load;
 mod probe;
@@ -32,6 +34,8 @@ enum Command {
     Flood(flood::Args),
     /// Calls the echo in every shape of gRPC.
     Grpc(grpc::Args),
+    /// Opens connections and keeps them.
+    Hold(hold::Args),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -46,6 +50,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Probe(args) => serde_json::to_string(&probe::run(args).await?)?,
         Command::Flood(args) => serde_json::to_string(&flood::run(args).await?)?,
         Command::Grpc(args) => serde_json::to_string(&grpc::run(args).await?)?,
+        Command::Hold(args) => serde_json::to_string(&hold::run(args).await)?,
     };
     println!("{json}");
     Ok(())
