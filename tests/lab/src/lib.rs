@@ -8,12 +8,15 @@ mod capture;
 mod family;
 mod held;
 mod lab;
+mod traffic;
 mod wire;
 
 pub use capture::{Capture, Seen};
 pub use family::Family;
 pub use held::Held;
 pub use lab::{Lab, Output, at, eventually};
+pub use traffic::Traffic;
 pub use wire::{
-    Answer, ByteReport, FloodReport, GrpcReport, HoldReport, LoadReport, Probed, Request,
+    Answer, ByteReport, FloodReport, GrpcReport, HoldReport, LiveReport, LoadReport, Probed,
+    Request,
 };

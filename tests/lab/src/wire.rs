@@ -86,6 +86,17 @@ pub struct ByteReport {
     pub end: String,
 }
 
+/// How a byte stream that lived long fared.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LiveReport {
+    /// How often something came back.
+    pub exchanges: u64,
+    /// How it ended: "eof", "reset", "ended by itself", or another error.
+    pub end: String,
+    /// How long it lived.
+    pub millis: u64,
+}
+
 /// What gRPC calls of every shape brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -56,11 +56,24 @@ impl Session {
     }
 
     pub(super) async fn request(&mut self) -> Result<Reply, BoxError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) if !connection.is_closed() => connection,
-            _ => Connection::open(&self.target, self.options.http2).await?,
+        let kept = self.connection.take().filter(|kept| !kept.is_closed());
+        let sent = match kept {
+            Some(mut kept) => match kept.send(self.build()?).await {
+                // Its server is closing it, and has not seen the request: any client sends it again.
+                Err(NotAnswered { unseen: true, .. }) => None,
+                sent => Some((kept, sent)),
+            },
+            None => None,
         };
-        let response = connection.send(self.build()?).await?;
+        let (connection, sent) = match sent {
+            Some(sent) => sent,
+            None => {
+                let mut new = Connection::open(&self.target, self.options.http2).await?;
+                let sent = new.send(self.build()?).await;
+                (new, sent)
+            }
+        };
+        let response = sent.map_err(|failed| failed.error)?;
         let reply = read(response).await?;
         if self.options.keep_alive {
             self.connection = Some(connection);
@@ -121,18 +134,41 @@ impl Connection {
     async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, BoxError> {
-        match self {
-            Self::Http1(sender) => {
-                sender.ready().await?;
-                Ok(sender.send_request(request).await?)
+    ) -> Result<Response<Incoming>, NotAnswered> {
+        let ready = match self {
+            Self::Http1(sender) => sender.ready().await,
+            Self::Http2(sender) => sender.ready().await,
+        };
+        ready.map_err(|error| NotAnswered {
+            unseen: true,
+            error: error.into(),
+        })?;
+        let sent = match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        };
+        sent.map_err(|mut failed| {
+            let unsent = failed.take_message().is_some();
+            let error = failed.into_error();
+            NotAnswered {
+                unseen: unsent || is_turned_away(&error),
+                error: error.into(),
             }
-            Self::Http2(sender) => {
-                sender.ready().await?;
-                Ok(sender.send_request(request).await?)
-            }
-        }
+        })
     }
+}
+
+/// A request without an answer.
+struct NotAnswered {
+    /// The server has not acted on it, for sure.
+    unseen: bool,
+    error: BoxError,
+}
+
+/// RFC 9113, 8.7: a server that goes away in order says which streams it has not processed.
+fn is_turned_away(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|it| it.downcast_ref::<h2::Error>());
+    cause.is_some_and(|it| it.is_go_away() && it.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 async fn read(response: Response<Incoming>) -> Result<Reply, BoxError> {
