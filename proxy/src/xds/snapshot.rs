@@ -147,6 +147,8 @@ impl Snapshot {
             },
             () = shutdown.cancelled() => return,
         }
+        // The first one at once: a proxy that crashes young needs it as well.
+        let mut settle = Duration::ZERO;
         loop {
             tokio::select! {
                 biased;
@@ -157,7 +159,7 @@ impl Snapshot {
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = time::sleep(SETTLE) => {}
+                () = time::sleep(std::mem::replace(&mut settle, SETTLE)) => {}
             }
             generation.mark_unchanged();
             let (this, state) = (self.clone(), Arc::clone(&state));

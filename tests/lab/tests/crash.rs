@@ -64,6 +64,15 @@ fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     kinds
 }
 
+/// What an agent says of the pods that it found, once for each start that found some.
+fn taken_up(lab: &Lab, agent: &str) -> Vec<String> {
+    let log = lab.logs(agent);
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("pods are taken up"));
+    lines.map(str::to_owned).collect()
+}
+
 /// Waits until these pods (`namespace/name`) are captured, or not.
 fn captured(lab: &Lab, expected: &[(&str, bool)]) {
     eventually(SOON, || {
@@ -125,8 +134,13 @@ fn agents_are_killed_under_traffic_and_go_on_with_the_same_sockets() {
     let mut agents_open = BTreeMap::new();
     for round in 0..RESTARTS {
         let part = ["agent/n1", "agent/n2"][round % 2];
+        let before = taken_up(&lab, part).len();
         lab.weft(&["stop", part, "--kill"]).ok();
         lab.start(part);
+        eventually(SOON, || match taken_up(&lab, part).len() {
+            now if now > before => Ok(()),
+            _ => Err(lab.logs(part)),
+        });
         let fds: usize = descriptors(lab.pid(part)).values().sum();
         let first = *agents_open.entry(part).or_insert(fds);
         assert!(
@@ -154,17 +168,13 @@ fn agents_are_killed_under_traffic_and_go_on_with_the_same_sockets() {
     traffic.nothing_failed(200);
     let after: Vec<_> = pods.iter().map(|pod| sockets(pod)).collect();
     assert_eq!(after, before);
-    for (node, pods) in [("agent/n1", 1), ("agent/n2", 3)] {
-        let log = lab.logs(node);
+    for (agent, pods) in [("agent/n1", 1), ("agent/n2", 3)] {
         let all = format!("captured={pods} returned={pods}");
-        let taken_up = log
-            .lines()
-            .filter(|line| line.contains("pods are taken up"));
-        let taken_up: Vec<_> = taken_up.collect();
-        assert_eq!(taken_up.len(), RESTARTS / 2, "{log}");
+        let restarts = taken_up(&lab, agent);
+        assert_eq!(restarts.len(), RESTARTS / 2);
         assert!(
-            taken_up.iter().all(|line| line.contains(&all)),
-            "{taken_up:?}"
+            restarts.iter().all(|line| line.contains(&all)),
+            "{restarts:?}"
         );
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 use super::{Options, Reply, target};
 use crate::BoxError;
@@ -46,18 +46,27 @@ impl Session {
         self.client = None;
     }
 
-    pub(super) async fn request(&mut self) -> Result<Reply, BoxError> {
-        let mut client = match self.client.take() {
-            Some(client) => client,
-            None => EchoClient::new(self.endpoint.connect().await?),
-        };
+    fn build(&self) -> Result<Request<EchoRequest>, BoxError> {
         let mut request = Request::new(self.message.clone());
         for (name, value) in &self.options.headers {
             let name = AsciiMetadataKey::from_bytes(name.as_str().as_bytes())?;
             let value = AsciiMetadataValue::try_from(value.as_bytes())?;
             request.metadata_mut().append(name, value);
         }
-        let reply = match client.unary(request).await {
+        Ok(request)
+    }
+
+    pub(super) async fn request(&mut self) -> Result<Reply, BoxError> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => EchoClient::new(self.endpoint.connect().await?),
+        };
+        let mut answer = client.unary(self.build()?).await;
+        if answer.as_ref().is_err_and(is_unsent) {
+            // gRPC's clients do so by themselves; this one's library does not.
+            answer = client.unary(self.build()?).await;
+        }
+        let reply = match answer {
             Ok(response) => {
                 let reply = response.into_inner();
                 Reply {
@@ -85,6 +94,14 @@ impl Session {
         }
         Ok(reply)
     }
+}
+
+/// Whether a call met a connection that was just being closed, and never left.
+fn is_unsent(status: &Status) -> bool {
+    let first: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    std::iter::successors(first, |cause| cause.source())
+        .filter_map(|cause| cause.downcast_ref::<hyper::Error>())
+        .any(hyper::Error::is_canceled)
 }
 
 fn name(code: Code) -> String {
