@@ -54,7 +54,8 @@ pub const PORT_READY: u16 = 15021;
 /// The controller: delta xDS and the CA, gRPC over TLS.
 pub const PORT_CONTROLLER: u16 = 15010;
 
-/// `SO_MARK` of the proxy's own sockets in a pod's network namespace (as ztunnel's).
+/// `SO_MARK` of the proxy's own sockets in a pod's network namespace (as ztunnel's), where the agent
+/// names no other: that is a secret of each sandbox, lest anybody in the pod marks sockets so.
 pub const MARK_PROXY: u32 = 0x539;
 /// Connection mark of connections that keep the client's source address (as ztunnel's).
 pub const MARK_TRANSPARENT: u32 = 0x111;
@@ -62,9 +63,10 @@ pub const MARK_TRANSPARENT: u32 = 0x111;
 pub const ROUTE_TABLE_TRANSPARENT: u32 = 100;
 /// Reserved link-local IPv4 source of the kubelet's probes.
 pub const PROBE_SOURCE_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 7, 128);
-/// Reserved link-local IPv6 source of the kubelet's probes.
+/// Reserved IPv6 source of the kubelet's probes. Not link-local: answers to such an address would
+/// ask for neighbour discovery on the pod's link; answers to this one take the default route.
 pub const PROBE_SOURCE_V6: std::net::Ipv6Addr =
-    std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0x77, 0x65, 0x66, 0x74);
+    std::net::Ipv6Addr::new(0xfd77, 0x6566, 0x7400, 0, 0, 0, 0, 0x0128);
 
 /// xDS type URL of [`crate::config::Workload`].
 pub const TYPE_WORKLOAD: &str = "type.googleapis.com/weft.config.v1.Workload";

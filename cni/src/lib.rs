@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod listeners;
+pub mod marks;
 pub mod netns;
 pub mod objects;
 pub mod plugin;

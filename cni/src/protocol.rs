@@ -84,6 +84,9 @@ pub struct Status {
     pub proxies: Vec<ProxyStatus>,
     /// All sandboxes, by pod.
     pub sandboxes: Vec<SandboxStatus>,
+    /// What is not as it should be on the node itself.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A connected proxy.

@@ -3,74 +3,17 @@
 
 mod common;
 
-use std::{
-    io::{Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
-    time::Duration,
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use common::{
+    Pair,
+    wire::{MARK, PROBED, accept, dial, dial_as, dial_with, exchange, listen, set},
 };
-
-use common::{Pair, TestNs};
 use nix::sys::socket::{getsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
-use weft_api::names::{MARK_PROXY, PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
-use weft_cni::rules::{Phase, PodRules, apply, plan};
-
-const PATIENCE: Duration = Duration::from_secs(5);
-const PROBED: u16 = 8080;
-
-fn set(ns: &TestNs, phase: Phase) {
-    apply(
-        &ns.open(),
-        &plan(&PodRules {
-            phase,
-            ipv6: true,
-            probe_ports: vec![PROBED],
-        }),
-    )
-    .unwrap();
-}
-
-fn listen(ns: &TestNs, port: u16) -> TcpListener {
-    ns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap())
-}
-
-fn dial(ns: &TestNs, to: &str) -> std::io::Result<TcpStream> {
-    dial_with(ns, to, |_| Ok(()))
-}
-
-fn dial_with(
-    ns: &TestNs,
-    to: &str,
-    prepare: impl FnOnce(&Socket) -> std::io::Result<()> + Send,
-) -> std::io::Result<TcpStream> {
-    let to: SocketAddr = to.parse().unwrap();
-    ns.run(|| {
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-        prepare(&socket)?;
-        socket.connect_timeout(&to.into(), PATIENCE)?;
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stream)
-    })
-}
-
-/// Accepts within a bounded time.
-fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(
-        poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(),
-        1,
-        "nothing to accept"
-    );
-    let (stream, peer) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    (
-        stream,
-        SocketAddr::new(peer.ip().to_canonical(), peer.port()),
-    )
-}
+use weft_api::names::{
+    PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND, PROBE_SOURCE_V4, PROBE_SOURCE_V6,
+};
+use weft_cni::rules::Phase;
 
 fn original_destination(stream: &TcpStream) -> SocketAddr {
     if stream.peer_addr().unwrap().ip().to_canonical().is_ipv4() {
@@ -85,17 +28,6 @@ fn original_destination(stream: &TcpStream) -> SocketAddr {
             IpAddr::from(address.sin6_addr.s6_addr),
             u16::from_be(address.sin6_port),
         )
-    }
-}
-
-fn exchange(one: &mut TcpStream, other: &mut TcpStream) {
-    let mut seen = [0; 4];
-    for _ in 0..2 {
-        one.write_all(b"ping").unwrap();
-        other.read_exact(&mut seen).unwrap();
-        other.write_all(b"pong").unwrap();
-        one.read_exact(&mut seen).unwrap();
-        assert_eq!(&seen, b"pong");
     }
 }
 
@@ -138,15 +70,23 @@ fn a_connection_from_outside_lands_on_15006_but_hbone_and_probes_go_straight() {
     exchange(&mut client, &mut accept(&hbone).0);
 
     // The reserved source reaches the probed port, and no other.
-    pair.node.ip("addr add 169.254.7.128/32 dev lo");
-    let source: SocketAddr = "169.254.7.128:0".parse().unwrap();
-    let from_probe = |target| dial_with(&pair.node, target, |s| s.bind(&source.into()));
-    let mut probe = from_probe("10.9.0.2:8080").unwrap();
-    let (mut accepted, peer) = accept(&application);
-    assert_eq!(peer.ip(), source.ip());
-    exchange(&mut probe, &mut accepted);
-    let _other = from_probe("10.9.0.2:9090").unwrap();
-    assert_eq!(original_destination(&accept(&proxy).0).port(), 9090);
+    for (source, pod) in [
+        (IpAddr::from(PROBE_SOURCE_V4), "10.9.0.2"),
+        (PROBE_SOURCE_V6.into(), "[fd09::2]"),
+    ] {
+        pair.node.ip(&format!("addr add {source} dev lo"));
+        let source = SocketAddr::new(source, 0);
+        let from_probe = |port| {
+            let to = format!("{pod}:{port}");
+            dial_with(&pair.node, &to, |s| s.bind(&source.into()))
+        };
+        let mut probe = from_probe(8080).unwrap();
+        let (mut accepted, peer) = accept(&application);
+        assert_eq!(peer.ip(), source.ip());
+        exchange(&mut probe, &mut accepted);
+        let _other = from_probe(9090).unwrap();
+        assert_eq!(original_destination(&accept(&proxy).0).port(), 9090);
+    }
 }
 
 #[test]
@@ -165,7 +105,7 @@ fn loopback_the_pods_own_address_and_the_proxys_own_sockets_are_not_redirected()
     }
     let remote = listen(&pair.node, 7001);
     for target in ["10.9.0.1:7001", "[fd09::1]:7001"] {
-        let mut client = dial_with(&pair.pod, target, |s| s.set_mark(MARK_PROXY)).unwrap();
+        let mut client = dial_with(&pair.pod, target, |s| s.set_mark(MARK)).unwrap();
         exchange(&mut client, &mut accept(&remote).0);
     }
 }
@@ -216,17 +156,6 @@ fn open_connections_live_through_joining_leaving_and_joining_again() {
     }
 }
 
-/// The proxy's way to the application: from the client's address, with the answer led back.
-fn dial_as(pod: &TestNs, client: &str, target: &str) -> std::io::Result<TcpStream> {
-    let client: SocketAddr = client.parse().unwrap();
-    dial_with(pod, target, |socket| {
-        socket.set_mark(MARK_PROXY)?;
-        // For an IPv6 socket too: the kernel keeps one flag for both families.
-        socket.set_ip_transparent_v4(true)?;
-        socket.bind(&client.into())
-    })
-}
-
 #[test]
 fn the_application_sees_the_clients_address_and_its_answer_reaches_the_proxy() {
     let pair = Pair::new();
@@ -263,4 +192,29 @@ fn with_a_plaintext_client_connected_the_proxy_still_reaches_the_application_as_
     assert_eq!(seen.ip(), peer.ip());
     exchange(&mut upstream, &mut accepted);
     exchange(&mut client, &mut downstream);
+}
+
+#[test]
+fn answers_find_the_proxy_whatever_rp_filter_says() {
+    for rp_filter in [0, 1, 2] {
+        let pair = Pair::new();
+        let (application, inbound) = (
+            listen(&pair.pod, 7000),
+            listen(&pair.pod, PORT_INBOUND_PLAINTEXT),
+        );
+        for (ns, link) in [(&pair.pod, "eth0"), (&pair.node, "veth0")] {
+            for of in ["all", "default", "lo", link] {
+                ns.output(&format!(
+                    "sysctl -qw net.ipv4.conf.{of}.rp_filter={rp_filter}"
+                ));
+            }
+        }
+        set(&pair.pod, Phase::Joined);
+        for client in ["10.9.0.1:0", "192.0.2.7:0"] {
+            let mut upstream = dial_as(&pair.pod, client, "10.9.0.2:7000").unwrap();
+            exchange(&mut upstream, &mut accept(&application).0);
+        }
+        let mut plaintext = dial(&pair.node, "10.9.0.2:7000").unwrap();
+        exchange(&mut plaintext, &mut accept(&inbound).0);
+    }
 }

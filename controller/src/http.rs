@@ -1,4 +1,5 @@
-//! The controller's HTTP interface: readiness, metrics, and what people look at when they debug.
+//! The controller's HTTP interfaces: readiness and metrics, and on a port of its own, which only the
+//! host should reach, what people look at when they debug: that shows the whole configuration.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -17,6 +18,15 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait when the system gives no connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a listener answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Readiness and metrics.
+    Open,
+    /// Everything.
+    Debug,
+}
+
 /// Answers questions about the controller.
 pub struct Http {
     /// Cancelled once everything is read and the gRPC port is served.
@@ -31,7 +41,7 @@ pub struct Http {
 
 impl Http {
     /// Serves until the future is dropped.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, pages: Pages) {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 sleep(ACCEPT_PAUSE).await;
@@ -40,7 +50,7 @@ impl Http {
             let http = Arc::clone(&self);
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let response = http.answer(&request);
+                    let response = http.answer(&request, pages);
                     async { Ok::<_, Infallible>(response) }
                 });
                 let _ = hyper::server::conn::http1::Builder::new()
@@ -52,7 +62,7 @@ impl Http {
         }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>, pages: Pages) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
         }
@@ -66,6 +76,10 @@ impl Http {
                 StatusCode::OK,
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
                 self.metrics.text(),
+            ),
+            path if pages == Pages::Open && path.starts_with("/debug/") => text(
+                StatusCode::FORBIDDEN,
+                "the debug pages are on the address of --debug\n",
             ),
             "/debug/proxies" => json(&self.hub.proxies()),
             "/debug/tables" => json(&self.hub.dump()),

@@ -33,9 +33,12 @@ struct Options {
     /// Address for xDS and the CA (gRPC over TLS).
     #[arg(long, value_name = "ADDR:PORT")]
     listen: SocketAddr,
-    /// Address for /ready, /metrics and /debug (plain HTTP).
+    /// Address for /ready and /metrics (plain HTTP).
     #[arg(long, value_name = "ADDR:PORT")]
     http: SocketAddr,
+    /// Address for /debug, which shows the whole configuration (plain HTTP): on loopback.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15000")]
+    debug: SocketAddr,
     /// Folder of the CA's root.pem and root.key; made at the first start.
     #[arg(long, value_name = "DIR")]
     ca_dir: PathBuf,
@@ -92,6 +95,7 @@ async fn start(options: Options) -> anyhow::Result<()> {
         ca,
         listener: listen(options.listen).await?,
         http: listen(options.http).await?,
+        debug: listen(options.debug).await?,
         settings: Settings {
             trust_domain: options.trust_domain,
             cluster_domain: options.cluster_domain,

@@ -18,7 +18,7 @@ use weft_source::{Source, Writer};
 
 use crate::{
     compile::{Settings, World},
-    http::Http,
+    http::{Http, Pages},
     metrics::Metrics,
     pipeline::{Pipeline, update},
     publish::{
@@ -57,8 +57,10 @@ pub struct Parts {
     pub ca: CertificateAuthority,
     /// For xDS and the CA.
     pub listener: TcpListener,
-    /// For readiness, metrics and debugging.
+    /// For readiness and metrics.
     pub http: TcpListener,
+    /// For debugging: shows the whole configuration.
+    pub debug: TcpListener,
     /// Trust domain and cluster domain.
     pub settings: Settings,
     /// See [`SETTLE`].
@@ -74,6 +76,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         ca,
         listener,
         http,
+        debug,
         settings,
         settle,
     } = parts;
@@ -138,7 +141,8 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         result = serve => result,
         () = pipeline.run(events) => bail!("the source of objects has ended"),
         () = status => Ok(()),
-        () = answers.serve(http) => Ok(()),
+        () = Arc::clone(&answers).serve(http, Pages::Open) => Ok(()),
+        () = answers.serve(debug, Pages::Debug) => Ok(()),
         () = renew(&ca, &serving) => Ok(()),
         () = overdue(&shutdown) => Ok(()),
     }

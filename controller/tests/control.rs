@@ -527,6 +527,11 @@ async fn the_http_interface_tells_readiness_and_what_is_in_force() {
     let mut proxy = control.proxy("a", "1").await;
     proxy.until(has_table).await;
     assert_eq!(control.get("/ready").await.0, 200);
+    // Who is not on the controller's host does not see them.
+    for page in ["tables", "proxies", "invalid", ""] {
+        let (status, body) = control.get_openly(&format!("/debug/{page}")).await;
+        assert_eq!((status, body.contains('{')), (403, false), "{page}");
+    }
     let (status, tables) = control.get("/debug/tables").await;
     let tables: Value = serde_json::from_str(&tables).unwrap();
     assert_eq!(

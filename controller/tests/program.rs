@@ -38,6 +38,7 @@ fn start(folder: &Path, listen: SocketAddr, http: SocketAddr) -> Running {
     let child = Command::new(PROGRAM)
         .args(["--source", &format!("folder:{}", path("api"))])
         .args(["--listen", &listen.to_string(), "--http", &http.to_string()])
+        .args(["--debug", "127.0.0.1:0"])
         .args([
             "--ca-dir",
             &path("ca"),

@@ -1,7 +1,9 @@
 //! The proxy's own HTTP: metrics, readiness, and the admin pages on loopback. What other modules
 //! register here (conditions, pages) flows in, small HTTP/1.1 answers flow out.
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, fmt, net::IpAddr, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -13,6 +15,7 @@ use tokio::{net::TcpListener, sync::Semaphore, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    gate::Gate,
     state::State,
     telemetry::{self, Telemetry},
 };
@@ -107,6 +110,7 @@ type Page = Box<dyn Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Send + Syn
 #[derive(Default)]
 pub struct Pages {
     pages: BTreeMap<&'static str, (Method, Page)>,
+    gate: Option<Gate>,
 }
 
 impl fmt::Debug for Pages {
@@ -139,6 +143,13 @@ impl Pages {
     /// `/config`: the configuration in force. Add the other admin pages with [`Self::json`].
     pub fn admin(state: Arc<State>) -> Self {
         Self::default().json("/config", move || state.dump())
+    }
+
+    /// Only for those that the gate admits.
+    #[must_use]
+    pub fn behind(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
     }
 
     /// Adds a page that shows a JSON document of the moment.
@@ -187,7 +198,10 @@ impl Pages {
         self
     }
 
-    fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn respond(&self, request: &Request<Incoming>, from: IpAddr) -> Response<Full<Bytes>> {
+        if let Some(Err(reason)) = self.gate.as_ref().map(|gate| gate.admit(from)) {
+            return text(StatusCode::FORBIDDEN, reason + "\n");
+        }
         match self.pages.get(request.uri().path()) {
             Some((method, page)) if request.method() == method => page(request),
             // hyper leaves the body out.
@@ -240,8 +254,8 @@ pub async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationTo
             () = shutdown.cancelled() => return,
             accepted = accepted => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(e) => {
                 tracing::debug!("cannot accept on an admin port: {e}");
                 time::sleep(ACCEPT_PAUSE).await;
@@ -252,7 +266,7 @@ pub async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationTo
         let shutdown = shutdown.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = pages.respond(&request);
+                let response = pages.respond(&request, peer.ip());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()

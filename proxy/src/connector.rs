@@ -99,15 +99,18 @@ impl PodConnector {
         .map(Upstream::Tunnel)
     }
 
-    /// A connection to something that the mesh does not know, from the client's own address.
+    /// A connection to something that the mesh does not know, from the client's own address if that
+    /// is the pod's; else the kernel chooses, by the interface that leads there.
     pub async fn pass_through(
         &self,
         client: IpAddr,
         address: SocketAddr,
     ) -> Result<Upstream, ConnectError> {
-        let from = self
-            .source(Some(client), address)
-            .map_or(Source::Any, Source::Local);
+        let from = if self.addresses.load().contains(&client) {
+            Source::Local(client)
+        } else {
+            Source::Any
+        };
         self.tcp(from, address).await
     }
 

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use http::Uri;
+use weft_api::names::SYSTEM_NAMESPACE;
 
 use crate::{
     http::HttpLimits,
@@ -39,6 +40,10 @@ pub struct Flags {
     /// Prometheus metrics. `[::]` is all addresses of both families.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15020")]
     pub metrics: SocketAddr,
+    /// Namespace whose pods may read metrics and readiness; may be repeated, `*`: all. What is no
+    /// pod, such as a kubelet or a scraper on a node's own network, always may.
+    #[arg(long, value_name = "NAMESPACE", default_value = SYSTEM_NAMESPACE)]
+    pub scrape_from: Vec<String>,
     /// Readiness.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15021")]
     pub ready: SocketAddr,

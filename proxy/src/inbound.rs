@@ -14,13 +14,11 @@ use crate::{
     telemetry::Tunnel,
 };
 
-/// Plaintext where mutual TLS is demanded.
-const STRICT: &str = "strict_plaintext";
-
 /// Serves one captured connection until it ends.
 pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
     let peer = socket::canonical(peer);
     let mut record = Record::inbound(peer, Tunnel::Plaintext);
+    let end = pod.end_of_plaintext();
     match open(&pod, &stream, peer, &mut record).await {
         Ok(application) => {
             pod.report().opened(&mut record);
@@ -29,13 +27,15 @@ pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
                 TcpSide::new(stream, budget),
                 TcpSide::new(application, budget),
             );
-            let copied = copy(client, server, pod.drain()).await;
-            record.copied(copied);
+            tokio::select! {
+                copied = copy(client, server, pod.drain()) => record.copied(copied),
+                () = end.cancelled() => {
+                    let reason = format!("{} demands mutual TLS since", pod.name());
+                    record.failed(Failure::refused("became_strict", reason));
+                }
+            }
         }
         Err(failure) => {
-            if failure.label == STRICT {
-                tracing::info!(client = %peer, reason = failure.reason, "plaintext refused");
-            }
             socket::reset_on_close(&stream);
             record.failed(failure);
         }
@@ -59,14 +59,14 @@ async fn open(
     pod.describe_inbound(record);
     if !pod.has_address(destination.ip()) || is_own_port(destination.port()) {
         let reason = format!("{destination} is not an application of {}", pod.name());
-        return Err(Failure::new("not_served", reason));
+        return Err(Failure::refused("not_served", reason));
     }
     if pod.is_strict() {
         let reason = format!(
             "{} demands mutual TLS for {destination}: put the client into the mesh, or set weft.dev/mtls: permissive",
             pod.name()
         );
-        return Err(Failure::new(STRICT, reason));
+        return Err(Failure::refused("strict_plaintext", reason));
     }
     let settings = pod.settings();
     socket::connect(

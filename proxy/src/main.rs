@@ -31,13 +31,13 @@ use weft_proxy::{
     admin::{self, Pages, Readiness},
     controller::Controller,
     flags::{Flags, LogFormat},
+    gate::Gate,
     handover::Handover,
     http::HttpLimits,
     identity::{Identities, ca::ControllerCa, snapshot as keys},
     model::Locality,
     netns, pages,
     pods::{Node, Pods},
-    report::Report,
     settings::Settings,
     share,
     state::State,
@@ -144,14 +144,20 @@ async fn run(
         state: Arc::clone(&state),
         settings,
         http,
-        report: Report::new(Arc::clone(&telemetry)),
+        telemetry: Arc::clone(&telemetry),
         bundle: Arc::new(MeshTrust::new(Arc::clone(&state), bundle)),
         identities,
         busy_threads: Some(busy),
     })));
 
-    let metrics = Pages::metrics(Arc::clone(&telemetry));
-    let ready = Pages::ready(Arc::clone(&readiness));
+    data.spawn(Arc::clone(&pods).follow_modes());
+
+    let gate = |port| {
+        let (state, telemetry) = (Arc::clone(&state), Arc::clone(&telemetry));
+        Gate::new(port, &flags.scrape_from, state, telemetry)
+    };
+    let metrics = Pages::metrics(Arc::clone(&telemetry)).behind(gate("metrics"));
+    let ready = Pages::ready(Arc::clone(&readiness)).behind(gate("ready"));
     for (address, pages) in [
         (flags.metrics, metrics),
         (flags.ready, ready),

@@ -9,10 +9,14 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use nix::sched::{CloneFlags, setns};
+use weft_api::names::MARK_PROXY;
 
 /// The namespace that the process was started in.
 static HOME: OnceLock<OwnedFd> = OnceLock::new();
@@ -29,6 +33,7 @@ pub fn remember_home() -> io::Result<()> {
 #[derive(Clone, Debug)]
 pub struct Netns {
     descriptor: Arc<OwnedFd>,
+    mark: Arc<AtomicU32>,
 }
 
 impl Netns {
@@ -36,12 +41,24 @@ impl Netns {
     pub fn new(descriptor: OwnedFd) -> Self {
         Self {
             descriptor: Arc::new(descriptor),
+            mark: Arc::new(AtomicU32::new(MARK_PROXY)),
         }
     }
 
     /// The descriptor, for the agent that may have lost its own.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
+    }
+
+    /// The agent has named the mark by which the pod's rules know the proxy's sockets; 0: the usual.
+    pub fn set_mark(&self, mark: u32) {
+        let mark = if mark == 0 { MARK_PROXY } else { mark };
+        self.mark.store(mark, Ordering::Relaxed);
+    }
+
+    /// The mark of the proxy's sockets in it.
+    pub fn mark(&self) -> u32 {
+        self.mark.load(Ordering::Relaxed)
     }
 
     /// Runs `make` inside the namespace, on this thread.

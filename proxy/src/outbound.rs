@@ -1,7 +1,11 @@
 //! What a pod dials. In flow captured connections; out they flow to what their original
 //! destination means: a Service's endpoints by its routes, a workload, or the world outside.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -61,6 +65,13 @@ pub async fn serve(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
         }
     };
     let target = pod.state().resolve(destination, &client.namespace);
+    if let Err(failure) = own_source(&pod, client.address.ip(), &target) {
+        let mut record = Record::outbound(client, destination);
+        record.failed(failure);
+        socket::reset_on_close(&stream);
+        pod.report().finished(record);
+        return;
+    }
     let captured = Captured {
         stream,
         prefix: Bytes::new(),
@@ -112,9 +123,22 @@ fn destination(pod: &Pod, stream: &TcpStream) -> Result<SocketAddr, Failure> {
     let ip = destination.ip();
     if is_own_port(destination.port()) && (ip.is_loopback() || pod.has_address(ip)) {
         let reason = format!("{destination} is the proxy's own port, which nobody may dial");
-        return Err(Failure::new("own_port", reason));
+        return Err(Failure::refused("own_port", reason));
     }
     Ok(destination)
+}
+
+/// Whether the client's address is one of the pod's. Whoever may change the pod's interfaces may give
+/// it any: that of another pod opens nothing, and the mesh is dialled from the pod's own alone. What
+/// is nobody's that the mesh knows, such as the address of a second interface, may go past it.
+fn own_source(pod: &Pod, from: IpAddr, target: &Target) -> Result<(), Failure> {
+    let passes =
+        matches!(target, Target::External) && pod.state().workload_by_address(from).is_none();
+    if pod.has_address(from) || passes {
+        return Ok(());
+    }
+    let reason = format!("{from} is not an address of {}", pod.name());
+    Err(Failure::refused("foreign_source", reason))
 }
 
 impl Captured {

@@ -10,11 +10,12 @@ use weft_api::handover::{self, ListenerKind};
 use weft_certs::{BundleSource, SpiffeId};
 
 use crate::{
-    http::HttpLimits, identity::Identities, netns::Netns, report::Report, settings::Settings,
-    state::State,
+    http::HttpLimits, identity::Identities, netns::Netns, settings::Settings, state::State,
+    telemetry::Telemetry,
 };
 
 mod leave;
+mod mode;
 mod pod;
 
 pub use pod::{HeldPod, Pod};
@@ -27,8 +28,8 @@ pub struct Node {
     pub settings: Settings,
     /// L7's limits.
     pub http: HttpLimits,
-    /// Where connections are reported.
-    pub report: Report,
+    /// Where everything is reported.
+    pub telemetry: Arc<Telemetry>,
     /// Who is trusted.
     pub bundle: Arc<dyn BundleSource>,
     /// Certificates.
@@ -54,6 +55,8 @@ pub struct Info {
     pub addresses: Vec<IpAddr>,
     /// Plaintext is refused, until the configuration says otherwise.
     pub strict: bool,
+    /// The mark of the proxy's sockets in the pod; 0: the usual.
+    pub mark: u32,
 }
 
 /// A pod can't be served.
@@ -169,6 +172,7 @@ impl Pods {
         };
         if let Some(pod) = removed {
             pod.stop();
+            self.forget(&pod);
         }
         self.sweep();
     }
@@ -187,8 +191,32 @@ impl Pods {
         for pod in stale {
             tracing::info!(pod = %pod.name(), "the agent no longer has this pod");
             pod.stop();
+            self.forget(&pod);
         }
         self.sweep();
+    }
+
+    /// Has each pod follow its mode, for ever: what is open in plaintext ends when it has to.
+    pub async fn follow_modes(self: Arc<Self>) {
+        let mut changes = self.node.state.subscribe();
+        loop {
+            for pod in self.all() {
+                pod.follow_mode();
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the metrics of a pod, unless another sandbox has its name.
+    fn forget(&self, gone: &Pod) {
+        let gone = gone.info();
+        let pods = self.pods.lock();
+        let mut infos = pods.values().map(|pod| pod.info());
+        if !infos.any(|info| (&info.namespace, &info.name) == (&gone.namespace, &gone.name)) {
+            self.node.telemetry.forget_pod(&gone.namespace, &gone.name);
+        }
     }
 
     /// Forgets the identities, and their keys, that no pod has any more.
@@ -209,7 +237,7 @@ impl Pods {
 
     /// Tells what depends on which pods there are.
     fn tell(&self, pods: &HashMap<String, Arc<Pod>>) {
-        self.node.report.telemetry().pods(pods.len());
+        self.node.telemetry.pods(pods.len());
         let members = pods.values().filter(|pod| !pod.is_draining());
         let own = members.flat_map(|pod| {
             let workload = Arc::new(pod.as_workload());
@@ -258,6 +286,7 @@ impl Info {
             service_account: pod.service_account,
             addresses,
             strict: pod.strict,
+            mark: pod.mark,
         })
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     copy::Copied,
     io::ConnectError,
     model::{Client, RouteRef, ServiceName, Workload},
+    refusals::Refusals,
     telemetry::{
         ConnectionHandle, ConnectionLog, Direction, Labels, LogPeer, Peer, Side, Telemetry, Tunnel,
     },
@@ -21,6 +22,8 @@ pub struct Failure {
     pub label: &'static str,
     /// For people.
     pub reason: String,
+    /// It was refused, and did not fail: someone asked for what he may not have.
+    pub refused: bool,
 }
 
 impl Failure {
@@ -29,6 +32,15 @@ impl Failure {
         Self {
             label,
             reason: reason.into(),
+            refused: false,
+        }
+    }
+
+    /// Of something that was refused.
+    pub fn refused(label: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            refused: true,
+            ..Self::new(label, reason)
         }
     }
 }
@@ -177,16 +189,21 @@ impl Record {
     }
 }
 
-/// Where the transport reports to.
+/// Where the transport of one pod reports to.
 #[derive(Clone, Debug)]
 pub struct Report {
     telemetry: Arc<Telemetry>,
+    refusals: Arc<Refusals>,
 }
 
 impl Report {
-    /// Reports to `telemetry`.
-    pub fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry }
+    /// Reports to `telemetry` what happens at this pod.
+    pub fn new(telemetry: Arc<Telemetry>, namespace: Arc<str>, pod: Arc<str>) -> Self {
+        let refusals = Refusals::new(Arc::clone(&telemetry), namespace, pod);
+        Self {
+            telemetry,
+            refusals,
+        }
     }
 
     /// Where it reports to.
@@ -207,6 +224,10 @@ impl Report {
         }
         if let Some(failure) = &record.failure {
             self.telemetry.error(record.direction, failure.label);
+            if failure.refused {
+                self.refusals
+                    .refused(failure.label, record.source, &failure.reason);
+            }
         }
         if self.telemetry.logs() {
             self.telemetry.log_connection(record.log());
@@ -216,8 +237,13 @@ impl Report {
     /// A tunnel's handshake ended. The reason of a failure goes to the log: for people.
     pub fn handshake(&self, side: Side, peer: SocketAddr, result: Result<(), Failure>) {
         let result = result.map_err(|failure| {
-            tracing::info!(%peer, reason = failure.reason, "tunnel handshake failed");
-            failure.label
+            let (label, reason) = (failure.label, &failure.reason);
+            if failure.refused {
+                self.refusals.refused(label, peer, reason);
+            } else {
+                self.refusals.handshake(label, peer, reason);
+            }
+            label
         });
         self.telemetry.handshake(side, result);
     }

@@ -62,6 +62,9 @@ table::settings! {
         sniff("sniff-timeout", time): Duration = Duration::from_millis(100);
         /// How long a TLS client may take for its ClientHello on a port with TLS routes.
         client_hello("client-hello-timeout", time): Duration = Duration::from_secs(5);
+        /// How long plaintext that is open may go on when its pod becomes strict: time for clients to
+        /// end what they have begun.
+        plaintext_drain("plaintext-drain", time): Duration = Duration::from_secs(30);
         /// How long an `AddPod` waits for the certificate before its Ack says why there is none: less
         /// than an attempt of the agent waits (5 s), so that the pod's own status says why.
         certificate("certificate-wait", time): Duration = Duration::from_secs(4);

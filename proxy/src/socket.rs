@@ -11,7 +11,6 @@ use std::{
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
-use weft_api::names::MARK_PROXY;
 
 use crate::{io::ConnectError, netns::Netns};
 
@@ -51,7 +50,7 @@ pub async fn connect(
     liveness: Liveness,
 ) -> Result<TcpStream, ConnectError> {
     let socket = netns
-        .run(|| prepare(source, to, liveness))
+        .run(|| prepare(netns.mark(), source, to, liveness))
         .map_err(|error| ConnectError::from_io(to, &error))?;
     // The socket stays in its namespace; connecting may happen outside of it.
     match tokio::time::timeout(limit, socket.connect(to)).await {
@@ -61,13 +60,13 @@ pub async fn connect(
     }
 }
 
-fn prepare(source: Source, to: SocketAddr, liveness: Liveness) -> io::Result<TcpSocket> {
+fn prepare(mark: u32, source: Source, to: SocketAddr, liveness: Liveness) -> io::Result<TcpSocket> {
     let socket = Socket::new(
         Domain::for_address(to),
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
-    socket.set_mark(MARK_PROXY)?;
+    socket.set_mark(mark)?;
     socket.set_tcp_nodelay(true)?;
     set_liveness(SockRef::from(&socket), liveness)?;
     let from = match source {

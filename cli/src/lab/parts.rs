@@ -14,13 +14,13 @@ use anyhow::{Context, bail};
 use hyper::body::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time};
-use weft_api::names::PORT_METRICS;
+use weft_api::names::{PORT_ADMIN, PORT_METRICS};
 
 use super::{
     http,
     lab::Lab,
     paths::write_atomic,
-    plan::{CONTROLLER_HTTP_PORT, NodePlan},
+    plan::NodePlan,
     programs::{self, Program, Ready},
     supervise::{Instance, PartStatus},
 };
@@ -356,7 +356,8 @@ fn write_tokens(lab: &Lab) -> anyhow::Result<()> {
 
 /// A page of the controller's, such as `/debug/invalid`.
 pub(crate) async fn controller_page(lab: &Lab, path: &str) -> Option<serde_json::Value> {
-    let to = SocketAddr::new(lab.plan.controller(), CONTROLLER_HTTP_PORT);
+    // The default of --debug.
+    let to = SocketAddr::from(([127, 0, 0, 1], PORT_ADMIN));
     let body = page(&lab.plan.fabric.netns, to, path).await?;
     serde_json::from_slice(&body).ok()
 }

@@ -36,6 +36,7 @@ use self::{
 };
 use crate::{
     listeners::Listeners,
+    marks::{Marks, MarksError},
     netns::{NetNs, NetNsError},
     objects::{Acknowledged, Desired, Objects, PodFacts, desired, namespace_key, pod_key},
     protocol, rules,
@@ -100,12 +101,16 @@ pub enum AgentError {
     /// The hand-over socket can't be used.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// There is no key of the marks.
+    #[error(transparent)]
+    Marks(#[from] MarksError),
 }
 
 /// What all parts of the agent share.
 pub(crate) struct Context {
     node: String,
     store: Store,
+    marks: Marks,
     drain_timeout: Duration,
     add_timeout: Duration,
     vanished_check: Duration,
@@ -130,6 +135,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let context = Arc::new(Context {
         node: config.node,
         store: Store::new(&config.run_dir),
+        marks: Marks::open(&config.run_dir)?,
         drain_timeout: config.drain_timeout,
         add_timeout: config.add_timeout,
         vanished_check: config.vanished_check,

@@ -15,6 +15,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Probed {
     ports: Mutex<BTreeMap<String, Vec<(IpAddr, u16)>>>,
+    warning: Mutex<Option<String>>,
     changed: Notify,
 }
 
@@ -32,18 +33,34 @@ impl Probed {
         }
     }
 
+    /// What a person should know of the node's rules.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.warning.lock().clone()
+    }
+
+    fn warn(&self, warning: Option<String>) {
+        let before = std::mem::replace(&mut *self.warning.lock(), warning.clone());
+        // Said once, not at each attempt.
+        if let Some(warning) = warning.filter(|warning| before.as_ref() != Some(warning)) {
+            warn!("{warning}");
+        }
+    }
+
     /// Applies for ever what is set; changes that come together are applied together.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
             let all: Vec<_> = self.ports.lock().values().flatten().copied().collect();
             let applied = tokio::task::spawn_blocking(move || apply_node(&plan_node(&all))).await;
             match applied {
-                Ok(Ok(())) => {
+                Ok(Ok(warning)) => {
                     debug!("the node's rules for probes are in force");
+                    self.warn(warning);
                     self.changed.notified().await;
                 }
                 Ok(Err(error)) => {
-                    warn!(%error, "the node's rules for probes can't be set: probes of strict pods fail; trying again");
+                    self.warn(Some(format!(
+                        "the node's rules for probes can't be set, so probes of strict pods fail: {error}; trying again"
+                    )));
                     tokio::time::sleep(AGAIN).await;
                 }
                 Err(_) => return,

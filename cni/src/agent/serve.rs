@@ -107,6 +107,7 @@ async fn answer(context: &Arc<Context>, request: Request) -> Response {
             node: context.node.clone(),
             synced: context.synced.load(Ordering::Acquire),
             proxies: context.proxies.status(),
+            warnings: context.probed.warning().into_iter().collect(),
             sandboxes: {
                 let mut all: Vec<_> = context
                     .workers

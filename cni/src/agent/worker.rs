@@ -55,6 +55,8 @@ pub(super) struct Handle {
 pub(super) struct PodContext {
     pub(super) sandbox: Sandbox,
     pub(super) netns: Arc<NetNs>,
+    /// Of the proxy's sockets.
+    mark: u32,
     listeners: Mutex<Option<Arc<Listeners>>>,
     desired: Mutex<Option<Desired>>,
 }
@@ -73,6 +75,7 @@ impl PodContext {
             phase,
             ipv6,
             probe_ports,
+            mark: self.mark,
         }))
     }
 
@@ -90,6 +93,7 @@ impl PodContext {
             service_account: desired.service_account,
             addresses: self.sandbox.addresses.iter().map(bytes).collect(),
             strict: desired.strict,
+            mark: self.mark,
         }
     }
 }
@@ -125,6 +129,7 @@ pub(super) fn spawn(
 ) -> Handle {
     let (delete, deleted) = watch::channel(false);
     let pod = Arc::new(PodContext {
+        mark: context.marks.of(&sandbox.container_id),
         sandbox,
         netns: Arc::new(netns),
         listeners: Mutex::new(listeners.map(Arc::new)),

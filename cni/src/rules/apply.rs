@@ -22,7 +22,8 @@ use rustix::{io::Errno, net::netlink};
 use super::{
     encode,
     netlink::{Netlink, Request, RulesError},
-    plan::{Phase, Plan, TABLE, TransparentRoute},
+    plan::{Family, Phase, Plan, TABLE, Table, TransparentRoute},
+    sets,
 };
 use crate::netns::NetNs;
 
@@ -83,7 +84,13 @@ pub(crate) fn apply_here(plan: &Plan) -> Result<(), RulesError> {
         // Answers must have their way back before the first connection is redirected.
         apply_routes(&plan.routes)?;
     }
-    let result = replace_table(TABLE, plan.phase.as_str(), &plan.chains);
+    let result = replace_table(&Table {
+        family: Family::Inet,
+        name: TABLE,
+        comment: plan.phase.as_str(),
+        sets: Vec::new(),
+        chains: plan.chains.clone(),
+    });
     match result {
         Err(error) if !add && error.is(Errno::NOENT) => {}
         result => result?,
@@ -94,51 +101,54 @@ pub(crate) fn apply_here(plan: &Plan) -> Result<(), RulesError> {
     Ok(())
 }
 
-/// Replaces (or, without chains, deletes) a table of family inet in one transaction.
-pub(crate) fn replace_table(
-    table: &str,
-    comment: &str,
-    chains: &[super::Chain],
-) -> Result<(), RulesError> {
+/// Replaces (or, without chains, deletes) a table in one transaction.
+pub(crate) fn replace_table(table: &Table) -> Result<(), RulesError> {
     let mut requests = Vec::new();
+    let name = format!("{} {}", family_name(table.family), table.name);
     let mut push = |what: String, message, flags| {
-        requests.push(Request::new(what, inet(message), flags));
+        requests.push(Request::new(what, message_of(table.family, message), flags));
     };
-    if chains.is_empty() {
+    let new = || encode::new_table(table.name, table.comment);
+    if table.chains.is_empty() {
         push(
-            format!("delete table inet {table}"),
-            encode::delete_table(table),
+            format!("delete table {name}"),
+            encode::delete_table(table.name),
             0,
         );
     } else {
         // To make it first is what lets it be deleted unconditionally.
+        push(format!("add table {name}"), new(), NLM_F_CREATE);
         push(
-            format!("add table inet {table}"),
-            encode::new_table(table, comment),
-            NLM_F_CREATE,
-        );
-        push(
-            format!("replace table inet {table}"),
-            encode::delete_table(table),
+            format!("replace table {name}"),
+            encode::delete_table(table.name),
             0,
         );
-        push(
-            format!("add table inet {table}"),
-            encode::new_table(table, comment),
-            NLM_F_CREATE,
-        );
+        push(format!("add table {name}"), new(), NLM_F_CREATE);
+        for (set, id) in table.sets.iter().zip(1..) {
+            push(
+                format!("add set {name} {}", set.name),
+                sets::new_set(table.name, set, id),
+                NLM_F_CREATE,
+            );
+            for elements in sets::new_elements(table.name, set) {
+                push(
+                    format!("add elements of set {name} {}", set.name),
+                    elements,
+                    NLM_F_CREATE,
+                );
+            }
+        }
     }
-    for chain in chains {
-        let name = chain.name;
+    for chain in &table.chains {
         push(
-            format!("add chain inet {table} {name}"),
-            encode::new_chain(table, chain),
+            format!("add chain {name} {}", chain.name),
+            encode::new_chain(table.name, chain),
             NLM_F_CREATE,
         );
         for (index, rule) in chain.rules.iter().enumerate() {
             push(
-                format!("add rule {} of chain inet {table} {name}", index + 1),
-                encode::new_rule(table, chain, rule),
+                format!("add rule {} of chain {name} {}", index + 1, chain.name),
+                encode::new_rule(table.name, table.family, chain, rule),
                 NLM_F_CREATE | NLM_F_APPEND,
             );
         }
@@ -276,10 +286,22 @@ fn loopback_up() -> RouteNetlinkMessage {
 }
 
 fn inet(message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0),
-        message,
-    )
+    message_of(Family::Inet, message)
+}
+
+fn message_of(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    let family = match family {
+        Family::Inet => NetfilterProtoFamily::Inet,
+        Family::Bridge => NetfilterProtoFamily::Bridge,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Inet => "inet",
+        Family::Bridge => "bridge",
+    }
 }
 
 fn control(message: ControlMessage) -> NetfilterMessage {

@@ -4,12 +4,12 @@
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions,
-    Hook as HookAttribute, HookNumber, Immediate, InetHookNumber, ListAttribute, Meta, MetaKey,
-    NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage, TableAttribute,
-    TableMessage, Verdict, VerdictAttribute,
+    Hook as HookAttribute, HookNumber, Immediate, InetHookNumber, ListAttribute, Lookup, Meta,
+    MetaKey, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
+    TableAttribute, TableMessage, Verdict, VerdictAttribute,
 };
 
-use super::plan::{Action, Chain, ChainKind, Hook, Match, Rule};
+use super::plan::{Action, Chain, ChainKind, Family, Hook, Match, Rate, Rule};
 
 // Verdicts of linux/netfilter.h, which the message crate has no names for.
 const NF_DROP: u32 = 0;
@@ -30,6 +30,13 @@ const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 const NFT_NAT_SNAT: u32 = 0;
+const NFTA_LIMIT_RATE: u16 = 1;
+const NFTA_LIMIT_UNIT: u16 = 2;
+const NFTA_LIMIT_BURST: u16 = 3;
+const NFTA_LIMIT_TYPE: u16 = 4;
+const NFTA_LIMIT_FLAGS: u16 = 5;
+const NFT_LIMIT_PKTS: u32 = 0;
+const NFT_LIMIT_F_INV: u32 = 1;
 /// `NFTNL_UDATA_TABLE_COMMENT`: nft shows it as the table's comment.
 const USERDATA_COMMENT: u8 = 0;
 
@@ -40,6 +47,8 @@ const CT_DIRECTION_REPLY: u8 = 1;
 
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const IPPROTO_TCP: u8 = 6;
 const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
@@ -47,6 +56,9 @@ const TCP_ACK: u8 = 0x10;
 const IFNAMSIZ: usize = 16;
 
 const DATA: Register = Register::Reg1;
+/// What follows an address of four bytes in [`DATA`], and one of sixteen.
+const AFTER_V4: Register = Register::Reg32_01;
+const AFTER_V6: Register = Register::Reg2;
 
 pub(super) fn new_table(name: &str, comment: &str) -> NfTablesMessage {
     let attributes = vec![
@@ -98,10 +110,10 @@ pub(super) fn new_chain(table: &str, chain: &Chain) -> NfTablesMessage {
     })
 }
 
-pub(super) fn new_rule(table: &str, chain: &Chain, rule: &Rule) -> NfTablesMessage {
+pub(super) fn new_rule(table: &str, family: Family, chain: &Chain, rule: &Rule) -> NfTablesMessage {
     let mut expressions = Vec::new();
     for condition in &rule.matches {
-        encode_match(condition, &mut expressions);
+        encode_match(family, condition, &mut expressions);
     }
     encode_action(&rule.action, &mut expressions);
     NfTablesMessage::NewRule(RuleMessage {
@@ -115,9 +127,10 @@ pub(super) fn new_rule(table: &str, chain: &Chain, rule: &Rule) -> NfTablesMessa
 
 type List = ListAttribute<ExpressionAttribute>;
 
-fn encode_match(condition: &Match, out: &mut Vec<Expressions>) {
+fn encode_match(family: Family, condition: &Match, out: &mut Vec<Expressions>) {
     match condition {
         Match::Mark(mark) => out.extend([meta(MetaKey::Mark), equal(mark.to_ne_bytes())]),
+        Match::MarkNot(mark) => out.extend([meta(MetaKey::Mark), not_equal(mark.to_ne_bytes())]),
         Match::ConnectionMark(mark) => out.extend([ct(NFT_CT_MARK), equal(mark.to_ne_bytes())]),
         Match::StateNew => {
             out.extend([
@@ -146,11 +159,30 @@ fn encode_match(condition: &Match, out: &mut Vec<Expressions>) {
             padded[..name.len()].copy_from_slice(name.as_bytes());
             out.extend([meta(MetaKey::Oifname), equal(padded)]);
         }
-        Match::DestinationLoopbackV4 => out.extend(network(NFPROTO_IPV4, 16, [127])),
-        Match::DestinationV4(address) => out.extend(network(NFPROTO_IPV4, 16, address.octets())),
-        Match::DestinationV6(address) => out.extend(network(NFPROTO_IPV6, 24, address.octets())),
-        Match::SourceV4(address) => out.extend(network(NFPROTO_IPV4, 12, address.octets())),
-        Match::SourceV6(address) => out.extend(network(NFPROTO_IPV6, 8, address.octets())),
+        Match::DestinationLoopbackV4 => out.extend(network(family, false, 16, [127])),
+        Match::DestinationV6(address) => {
+            out.extend(network(family, true, 24, address.octets()));
+        }
+        Match::DestinationInV4(set) => {
+            out.extend(version(family, false));
+            out.extend(tcp());
+            out.extend([
+                payload(PAYLOAD_NETWORK_HEADER, 16, 4),
+                payload_into(AFTER_V4, PAYLOAD_TRANSPORT_HEADER, 2, 2),
+                lookup(set),
+            ]);
+        }
+        Match::DestinationInV6(set) => {
+            out.extend(version(family, true));
+            out.extend(tcp());
+            out.extend([
+                payload(PAYLOAD_NETWORK_HEADER, 24, 16),
+                payload_into(AFTER_V6, PAYLOAD_TRANSPORT_HEADER, 2, 2),
+                lookup(set),
+            ]);
+        }
+        Match::SourceV4(address) => out.extend(network(family, false, 12, address.octets())),
+        Match::SourceV6(address) => out.extend(network(family, true, 8, address.octets())),
         Match::TcpDestinationPort(port) => {
             out.extend(tcp());
             out.extend([
@@ -163,6 +195,7 @@ fn encode_match(condition: &Match, out: &mut Vec<Expressions>) {
             out.push(payload(PAYLOAD_TRANSPORT_HEADER, 13, 1));
             out.extend([and([TCP_SYN | TCP_ACK]), equal([TCP_SYN])]);
         }
+        Match::Over(rate) => out.push(over(*rate)),
     }
 }
 
@@ -214,23 +247,66 @@ fn source_nat(family: u8) -> Expressions {
 }
 
 fn payload(base: u32, offset: u32, length: u32) -> Expressions {
+    payload_into(DATA, base, offset, length)
+}
+
+fn lookup(set: &str) -> Expressions {
+    Expressions::Lookup(vec![Lookup::Set(set.into()), Lookup::SourceRegister(DATA)])
+}
+
+/// Matches while there are more packets than the rate allows.
+fn over(rate: Rate) -> Expressions {
+    let nla = |kind, bytes: &[u8]| DefaultNla::new(kind, bytes.to_vec());
+    Expressions::Other {
+        expression_type: "limit".into(),
+        attributes: vec![
+            nla(NFTA_LIMIT_RATE, &rate.per_second.to_be_bytes()),
+            nla(NFTA_LIMIT_UNIT, &1_u64.to_be_bytes()),
+            nla(NFTA_LIMIT_BURST, &rate.burst.to_be_bytes()),
+            nla(NFTA_LIMIT_TYPE, &NFT_LIMIT_PKTS.to_be_bytes()),
+            nla(NFTA_LIMIT_FLAGS, &NFT_LIMIT_F_INV.to_be_bytes()),
+        ],
+    }
+}
+
+fn payload_into(register: Register, base: u32, offset: u32, length: u32) -> Expressions {
     Expressions::Payload(vec![
-        Payload::DestinationRegister(DATA),
+        Payload::DestinationRegister(register),
         Payload::Base(base),
         Payload::Offset(offset),
         Payload::Len(length),
     ])
 }
 
-/// Compares bytes of the network header after the check that it is of the right family.
-fn network<const N: usize>(family: u8, offset: u32, bytes: [u8; N]) -> [Expressions; 4] {
+/// Compares bytes of the network header after the check that it is of the right version.
+fn network<const N: usize>(
+    family: Family,
+    ipv6: bool,
+    offset: u32,
+    bytes: [u8; N],
+) -> [Expressions; 4] {
     let length = u32::try_from(N).expect("an address is short");
+    let [is, version] = version(family, ipv6);
     [
-        meta(MetaKey::Nfproto),
-        equal([family]),
+        is,
+        version,
         payload(PAYLOAD_NETWORK_HEADER, offset, length),
         equal(bytes),
     ]
+}
+
+/// Whether it is IPv4 or IPv6.
+fn version(family: Family, ipv6: bool) -> [Expressions; 2] {
+    match family {
+        Family::Inet => {
+            let version = if ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
+            [meta(MetaKey::Nfproto), equal([version])]
+        }
+        Family::Bridge => {
+            let kind: u16 = if ipv6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+            [meta(MetaKey::EtherTypeProtocol), equal(kind.to_be_bytes())]
+        }
+    }
 }
 
 fn tcp() -> [Expressions; 2] {

@@ -9,11 +9,12 @@ mod encode;
 mod netlink;
 mod node;
 mod plan;
+mod sets;
 
 pub use apply::{Observed, apply, inspect, ipv6_is_enabled};
 pub use netlink::RulesError;
-pub use node::{NODE_TABLE, apply_node, plan_node};
+pub use node::{NODE_TABLE, NodePlan, apply_node, plan_node};
 pub use plan::{
-    Action, Chain, ChainKind, Hook, Match, Phase, Plan, PodRules, Rule, TABLE, TransparentRoute,
-    plan,
+    Action, Chain, ChainKind, Family, Hook, Match, Phase, Plan, PodRules, Rate, Rule, Set, TABLE,
+    Table, TransparentRoute, plan,
 };

@@ -9,12 +9,21 @@
 //! - The proxy reaches the application from the client's address. The answers are led back to the
 //!   proxy by a connection mark, restored in a `type route` chain: a filter chain would set the mark
 //!   and not look the route up again.
+//!
+//! Against processes of the pod that may mark their sockets (CAP_NET_RAW is enough, and usual):
+//! - The mark that passes is a secret of the sandbox. It is taken off each packet after routing, for
+//!   a packet socket's filter, a raw socket or `tcp_fwmark_accept` would read it from there; so the
+//!   connection mark is set on the way out. Connections with another mark are few a second: to
+//!   guess one of 2^32 takes years.
+//! - The way back to the proxy is for answers that the connection mark names. What a process marks
+//!   so itself is dropped: it was routed to `lo` already, so the redirects would let it pass, and
+//!   without the mark it would be routed anew.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use weft_api::names::{
-    MARK_PROXY, MARK_TRANSPARENT, PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND,
-    PROBE_SOURCE_V4, PROBE_SOURCE_V6, ROUTE_TABLE_TRANSPARENT,
+    MARK_TRANSPARENT, PORT_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND, PROBE_SOURCE_V4,
+    PROBE_SOURCE_V6, ROUTE_TABLE_TRANSPARENT,
 };
 
 /// Name of weft's table (family inet).
@@ -24,6 +33,14 @@ pub const TABLE: &str = "weft";
 const PRIORITY_NAT: i32 = -100;
 /// Priority of the standard `mangle`: marks are set before NAT.
 const PRIORITY_MANGLE: i32 = -150;
+/// After everything else on the way out.
+const PRIORITY_LAST: i32 = 300;
+/// Connections with a foreign mark that a pod may open at once and then a second: well above what a
+/// program with marks of its own opens, and 2^32 marks take 13 years.
+const FOREIGN_MARKS: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
 /// Priority of the ip rule: after `local` (0), before `main` (32766) and what CNIs use.
 const PRIORITY_POLICY: u32 = 100;
 
@@ -36,6 +53,8 @@ pub struct PodRules {
     pub ipv6: bool,
     /// Ports that the kubelet probes, which the reserved probe source may reach directly.
     pub probe_ports: Vec<u16>,
+    /// The mark of the proxy's sockets: a secret of the sandbox.
+    pub mark: u32,
 }
 
 /// How far a pod is in or out of the mesh.
@@ -69,6 +88,50 @@ pub struct Plan {
     pub chains: Vec<Chain>,
     /// Rules and routes for answers to the proxy; removed where `present` is false.
     pub routes: Vec<TransparentRoute>,
+}
+
+/// A table that is put into force as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Which packets it sees.
+    pub family: Family,
+    /// Its name.
+    pub name: &'static str,
+    /// For people.
+    pub comment: &'static str,
+    /// Its sets.
+    pub sets: Vec<Set>,
+    /// Its chains; without any the table is deleted.
+    pub chains: Vec<Chain>,
+}
+
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6 that is routed or local.
+    Inet,
+    /// Frames that come in through a port of a bridge, whether they are bridged or routed.
+    Bridge,
+}
+
+/// A set of addresses with TCP ports, all of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// IPv6 instead of IPv4.
+    pub ipv6: bool,
+    /// Its elements; those of the other family are left out.
+    pub elements: Vec<(IpAddr, u16)>,
+}
+
+/// How often something may happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run.
+    pub per_second: u64,
+    /// At once.
+    pub burst: u32,
 }
 
 /// A base chain.
@@ -124,6 +187,8 @@ pub struct Rule {
 pub enum Match {
     /// The packet's mark.
     Mark(u32),
+    /// Any other mark of the packet, and none.
+    MarkNot(u32),
     /// The connection's mark.
     ConnectionMark(u32),
     /// The packet is the first of its connection.
@@ -139,9 +204,11 @@ pub enum Match {
     /// Any address of 127.0.0.0/8.
     DestinationLoopbackV4,
     /// Exactly this destination.
-    DestinationV4(Ipv4Addr),
-    /// Exactly this destination.
     DestinationV6(Ipv6Addr),
+    /// The destination and TCP port are in this set of IPv4 addresses.
+    DestinationInV4(&'static str),
+    /// The destination and TCP port are in this set of IPv6 addresses.
+    DestinationInV6(&'static str),
     /// Exactly this source.
     SourceV4(Ipv4Addr),
     /// Exactly this source.
@@ -150,6 +217,8 @@ pub enum Match {
     TcpDestinationPort(u16),
     /// TCP that opens a connection: SYN without ACK.
     TcpOpens,
+    /// Packets that came so far in the rule come more often than this.
+    Over(Rate),
 }
 
 /// What happens to a packet that matches.
@@ -210,27 +279,18 @@ pub fn plan(pod: &PodRules) -> Plan {
         phase: pod.phase,
         chains: vec![
             chain(
-                "mark",
-                ChainKind::Filter,
-                Hook::Prerouting,
-                PRIORITY_MANGLE,
-                vec![rule(
-                    [Match::Mark(MARK_PROXY)],
-                    Action::SetConnectionMark(MARK_TRANSPARENT),
-                )],
-            ),
-            chain(
-                "restore",
+                "marks",
                 ChainKind::Route,
                 Hook::Output,
                 PRIORITY_MANGLE,
-                vec![rule(
-                    [
-                        Match::DirectionReply,
-                        Match::ConnectionMark(MARK_TRANSPARENT),
-                    ],
-                    Action::SetMark(MARK_TRANSPARENT),
-                )],
+                marks(pod),
+            ),
+            chain(
+                "hide",
+                ChainKind::Filter,
+                Hook::Postrouting,
+                PRIORITY_LAST,
+                vec![rule([Match::Mark(pod.mark)], Action::SetMark(0))],
             ),
             chain("output", ChainKind::Nat, Hook::Output, PRIORITY_NAT, output),
             chain(
@@ -245,9 +305,36 @@ pub fn plan(pod: &PodRules) -> Plan {
     }
 }
 
+fn marks(pod: &PodRules) -> Vec<Rule> {
+    vec![
+        rule([Match::Mark(MARK_TRANSPARENT)], Action::Drop),
+        // To the application, from the client's address.
+        rule(
+            [Match::Mark(pod.mark), Match::OutInterface("lo")],
+            Action::SetConnectionMark(MARK_TRANSPARENT),
+        ),
+        rule(
+            [
+                Match::MarkNot(0),
+                Match::MarkNot(pod.mark),
+                Match::TcpOpens,
+                Match::Over(FOREIGN_MARKS),
+            ],
+            Action::Drop,
+        ),
+        rule(
+            [
+                Match::DirectionReply,
+                Match::ConnectionMark(MARK_TRANSPARENT),
+            ],
+            Action::SetMark(MARK_TRANSPARENT),
+        ),
+    ]
+}
+
 fn output(pod: &PodRules) -> Vec<Rule> {
     let mut rules = vec![
-        rule([Match::Mark(MARK_PROXY)], Action::Accept),
+        rule([Match::Mark(pod.mark)], Action::Accept),
         rule([Match::DestinationLoopbackV4], Action::Accept),
     ];
     if pod.ipv6 {

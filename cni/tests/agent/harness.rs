@@ -317,7 +317,7 @@ pub fn previous_result() -> Value {
     json!({
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "eth0", "sandbox": "/x"}],
-        "ips": [{"address": "10.9.0.2/24", "interface": 0}],
+        "ips": [{"address": "10.9.0.2/24", "interface": 0}, {"address": "fd09::2/64", "interface": 0}],
     })
 }
 

@@ -67,7 +67,13 @@ async fn a_new_pod_of_the_mesh_is_captured_before_add_returns_and_reported_and_g
     );
     assert_eq!(
         (pod.addresses, add.listeners),
-        (vec![vec![10, 9, 0, 2]], vec![1, 2, 3])
+        (
+            vec![
+                vec![10, 9, 0, 2],
+                vec![0xfd, 0x09, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+            ],
+            vec![1, 2, 3]
+        )
     );
     assert_eq!(who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(), "p 1");
     assert_eq!(who_answers(&pair.node, "10.9.0.2:80").await.unwrap(), "p 2");
@@ -463,23 +469,40 @@ async fn the_nodes_probes_reach_a_captured_pod_directly_on_probed_ports_alone() 
     serve(&pair.pod, 9090, "direct");
     serve(&pair.node, 7000, "node");
     assert!(node.add("web", &pair).await.0);
-    eventually("probe passes", async || {
-        let answer = who_answers(&pair.node, "10.9.0.2:8080").await.unwrap();
-        (answer == "direct").then_some(())
-    })
-    .await;
+    for address in ["10.9.0.2", "[fd09::2]"] {
+        eventually("probe passes", async || {
+            let answer = who_answers(&pair.node, &format!("{address}:8080")).await;
+            // The first waits while the link's own IPv6 address is checked for doubles.
+            answer.is_ok_and(|answer| answer == "direct").then_some(())
+        })
+        .await;
+        let other = who_answers(&pair.node, &format!("{address}:9090")).await;
+        assert_eq!(other.unwrap(), "p 2");
+    }
+
+    // By a Service's address it is a connection like any other.
+    pair.node.ip("route add 192.0.2.80/32 dev veth0");
+    pair.node.output("nft add table inet service");
+    pair.node
+        .output("nft add chain inet service output { type nat hook output priority -100 ; }");
+    pair.node
+        .output("nft add rule inet service output ip daddr 192.0.2.80 dnat ip to 10.9.0.2");
     assert_eq!(
-        who_answers(&pair.node, "10.9.0.2:9090").await.unwrap(),
+        who_answers(&pair.node, "192.0.2.80:8080").await.unwrap(),
         "p 2"
     );
+    pair.node.output("nft delete table inet service");
 
     // A pod that bears the reserved source itself gets nowhere.
+    let mark = weft_cni::marks::Marks::open(&node.run_dir())
+        .unwrap()
+        .of("sandbox-web");
     pair.pod.ip("addr add 169.254.7.128/32 dev lo");
     pair.node.ip("route add 169.254.7.128/32 dev veth0");
     let spoof = |source: &'static str| {
         pair.pod.run(|| {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-            socket.set_mark(weft_api::names::MARK_PROXY)?;
+            socket.set_mark(mark)?;
             socket.bind(&source.parse::<std::net::SocketAddr>().unwrap().into())?;
             let to: std::net::SocketAddr = "10.9.0.1:7000".parse().unwrap();
             socket.connect_timeout(&to.into(), Duration::from_millis(500))

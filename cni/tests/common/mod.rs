@@ -1,6 +1,8 @@
 //! Network namespaces for tests: unique names, removed when dropped.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod wire;
+
 use std::{
     path::PathBuf,
     process::Command,

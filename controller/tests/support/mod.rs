@@ -54,6 +54,7 @@ pub(crate) struct Control {
     pub(crate) folder: TempDir,
     address: SocketAddr,
     http: SocketAddr,
+    debug: SocketAddr,
     bundle: TrustBundle,
     shutdown: DropGuard,
     task: JoinHandle<anyhow::Result<()>>,
@@ -80,7 +81,9 @@ impl Control {
             weft_source::open(&format!("folder:{}", folder.path().join("api").display())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let debug = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, http_address) = (listener.local_addr().unwrap(), http.local_addr().unwrap());
+        let debug_address = debug.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let parts = Parts {
             source,
@@ -89,6 +92,7 @@ impl Control {
             ca: root,
             listener,
             http,
+            debug,
             settings: Settings {
                 trust_domain: "cluster.local".into(),
                 cluster_domain: "cluster.local".into(),
@@ -100,6 +104,7 @@ impl Control {
             folder,
             address,
             http: http_address,
+            debug: debug_address,
             bundle,
             shutdown: shutdown.drop_guard(),
             task,
@@ -125,9 +130,20 @@ impl Control {
         fs::remove_file(manifest(&self.folder, object)).unwrap();
     }
 
-    /// The answer to `GET path` of the HTTP interface: status and body.
+    /// The answer to `GET path` of the HTTP interface that has it: status and body.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        let debug = path.starts_with("/debug/");
+        self.get_from(if debug { self.debug } else { self.http }, path)
+            .await
+    }
+
+    /// The answer of the interface that everybody reaches.
+    pub(crate) async fn get_openly(&self, path: &str) -> (u16, String) {
+        self.get_from(self.http, path).await
+    }
+
+    async fn get_from(&self, from: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(from).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();

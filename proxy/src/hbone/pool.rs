@@ -279,7 +279,13 @@ impl Inner {
         self.report.handshake(
             Side::Client,
             destination.address,
-            reported.map_err(Reported::from),
+            reported.map_err(|error| {
+                let is_impostor = matches!(error, ConnectError::Identity { .. });
+                Reported {
+                    refused: is_impostor,
+                    ..Reported::from(error)
+                }
+            }),
         );
         let result = {
             let mut destinations = self.destinations.lock();

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use weft_api::names::HEADER_SANDBOX;
-use weft_certs::{SpiffeId, tls};
+use weft_certs::{SpiffeId, VerifyError, tls};
 
 use super::{
     Usage,
@@ -90,6 +90,16 @@ struct Refusal {
     details: String,
 }
 
+impl Refusal {
+    /// An application that can't be reached is not refused.
+    fn failure(&self) -> Failure {
+        Failure {
+            refused: self.status.is_client_error(),
+            ..Failure::new(self.error, self.details.clone())
+        }
+    }
+}
+
 /// Serves one inbound tunnel until it ends; `drain` ends it in order.
 pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     let address = socket::canonical(address);
@@ -123,13 +133,11 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
                 return Err(Failure::new("shed", "it stalled while others waited"));
             }
         };
-        let stream = accepted.map_err(|error| match weft_certs::verify::reason_in(&error) {
-            Some(reason) => Failure::new(reason.label(), reason.to_string()),
-            None => Failure::new("tls", error.to_string()),
-        })?;
+        let stream = accepted.map_err(|error| failure(&error))?;
         drop(pass);
-        let identity = tls::peer_identity(stream.get_ref().1)
-            .ok_or_else(|| Failure::new("no_identity", "the client showed no SPIFFE identity"))?;
+        let identity = tls::peer_identity(stream.get_ref().1).ok_or_else(|| {
+            Failure::refused("no_identity", "the client showed no SPIFFE identity")
+        })?;
         let usage = Usage::new(pod.limits());
         let connection = server_builder(usage.windows.sizes(), settings.streams)
             .handshake::<_, Bytes>(stream)
@@ -217,6 +225,25 @@ pub async fn serve(pod: Arc<Pod>, tcp: TcpStream, address: SocketAddr) {
     }
 }
 
+/// What was wrong with a client's TLS. A connection that merely ended was not refused.
+fn failure(error: &std::io::Error) -> Failure {
+    if let Some(reason) = weft_certs::verify::reason_in(error) {
+        return Failure {
+            refused: !matches!(reason, VerifyError::RefusedByPeer(_)),
+            ..Failure::new(reason.label(), reason.to_string())
+        };
+    }
+    let cause = error.get_ref().and_then(|e| e.downcast_ref());
+    match cause {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            let reason = format!("the client does not speak TLS: {error}");
+            Failure::refused("not_tls", reason)
+        }
+        Some(_) => Failure::refused("tls", error.to_string()),
+        None => Failure::new("tls", error.to_string()),
+    }
+}
+
 async fn connect(
     pod: Arc<Pod>,
     peer: Peer,
@@ -247,7 +274,7 @@ async fn connect(
     let tcp = match opened {
         Ok(tcp) => tcp,
         Err(refusal) => {
-            record.failed(Failure::new(refusal.error, refusal.details.clone()));
+            record.failed(refusal.failure());
             pod.report().finished(record);
             let mut response = Response::new(());
             *response.status_mut() = refusal.status;

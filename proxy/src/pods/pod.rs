@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weft_api::{config::MtlsMode, handover::ListenerKind};
 use weft_certs::{SpiffeId, SvidSource, tls};
 
-use super::{Info, Node, PodError};
+use super::{Info, Node, PodError, mode::Mode};
 use crate::{
     connector::PodConnector,
     drain::Drain,
@@ -47,6 +47,8 @@ pub struct Pod {
     spiffe: SpiffeId,
     /// The same as text, for records.
     spiffe_text: Arc<str>,
+    report: Report,
+    mode: Mode,
     identity: Arc<Identity>,
     acceptor: TlsAcceptor,
     connector: Arc<PodConnector>,
@@ -93,6 +95,12 @@ impl Pod {
         spiffe: SpiffeId,
     ) -> Result<Arc<Self>, tls::TlsError> {
         let settings = node.settings;
+        netns.set_mark(info.mark);
+        let report = Report::new(
+            Arc::clone(&node.telemetry),
+            Arc::clone(&info.namespace),
+            Arc::clone(&info.name),
+        );
         let kill = CancellationToken::new();
         let identity = node.identities.hold(&spiffe);
         let svid: Arc<dyn SvidSource> = identity.svid();
@@ -102,14 +110,14 @@ impl Pod {
             Arc::clone(&info.name),
             settings,
         );
-        node.report.telemetry().limits(&limits);
+        node.telemetry.limits(&limits);
         let pool = Pool::new(
             netns.clone(),
             spiffe.clone(),
             svid,
             Arc::clone(&node.bundle),
             Arc::clone(&limits),
-            node.report.clone(),
+            report.clone(),
         );
         let connector = Arc::new(PodConnector::new(
             netns.clone(),
@@ -119,16 +127,18 @@ impl Pod {
         ));
         let http = PodHttp::new(
             Arc::clone(&node.state),
-            node.report.telemetry(),
+            Arc::clone(&node.telemetry),
             Arc::clone(&connector) as Arc<dyn Connector>,
             node.http,
             Arc::clone(&limits),
         );
+        let mode = Mode::new(info.strict);
         let share = Share::new(node.busy_threads.clone());
-        node.report
-            .telemetry()
+        node.telemetry
             .pod_busy(&info.namespace, &info.name, share.busy());
-        Ok(Arc::new(Self {
+        let pod = Arc::new(Self {
+            mode,
+            report,
             info: ArcSwap::from_pointee(info),
             netns,
             spiffe_text: spiffe.as_str().into(),
@@ -148,7 +158,9 @@ impl Pod {
             joined_again: CancellationToken::new(),
             earlier: Mutex::default(),
             node,
-        }))
+        });
+        pod.follow_mode();
+        Ok(pod)
     }
 
     /// Accepts on these listeners, and no longer on earlier ones: an agent that has restarted may
@@ -261,7 +273,9 @@ impl Pod {
     /// The agent has news of the pod.
     pub fn update(&self, info: Info) {
         self.connector.set_addresses(info.addresses.clone());
+        self.netns.set_mark(info.mark);
         self.info.store(Arc::new(info));
+        self.follow_mode();
     }
 
     /// What an agent that has restarted may want back; `None` of a pod that is not accepted for.
@@ -328,6 +342,18 @@ impl Pod {
             Some(workload) => workload.mtls == MtlsMode::Strict,
             None => self.info.load().strict,
         }
+    }
+
+    /// Looks which mode the pod has now, and ends plaintext that is open if it has to.
+    pub(super) fn follow_mode(&self) {
+        self.mode
+            .set(self.is_strict(), self.node.settings.plaintext_drain);
+    }
+
+    /// Cancelled when a plaintext connection to the pod has to end. To be asked for before
+    /// [`Pod::is_strict`].
+    pub fn end_of_plaintext(&self) -> CancellationToken {
+        self.mode.end_of_plaintext()
     }
 
     /// This pod in the configuration, if it is there already.
@@ -406,7 +432,7 @@ impl Pod {
 
     /// Where connections are reported.
     pub fn report(&self) -> &Report {
-        &self.node.report
+        &self.report
     }
 
     /// Its namespace.

@@ -7,6 +7,7 @@
 
 pub mod access_log;
 mod busy;
+mod by_pod;
 mod connections;
 mod histogram;
 mod labels;
@@ -28,6 +29,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::{
+    collector::Collector,
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Metric, Registry},
@@ -35,6 +37,7 @@ use prometheus_client::{
 
 pub use self::{
     access_log::{AccessLog, ConnectionLog, LogPeer, RequestLog, Sink},
+    by_pod::ByPod,
     connections::ConnectionHandle,
     labels::{Direction, Labels, Peer, Tunnel},
     requests::Requests,
@@ -62,6 +65,8 @@ pub struct Telemetry {
     requests: Arc<Bounded<Requests>>,
     connections: Arc<Bounded<Connections>>,
     errors: Family<Words<2>, Counter>,
+    refused: ByPod,
+    scrapes_refused: Family<Words<1>, Counter>,
     handshakes: Family<Words<3>, Counter>,
     tunnels: Family<Words<1>, Gauge>,
     sniff_fallbacks: Family<Words<1>, Counter>,
@@ -134,6 +139,11 @@ impl Telemetry {
         registry.register_collector(Box::new(process::Process));
         let limits = Arc::<pods::Pods>::default();
         registry.register_collector(Box::new(PodCollector(Arc::clone(&limits))));
+        let refused = ByPod::new(
+            "weft_refused",
+            "What was refused at a pod of this node, by reason",
+        );
+        registry.register_collector(Box::new(refused.clone()));
         registry.register(
             "weft_build",
             "The version of this proxy",
@@ -145,6 +155,11 @@ impl Telemetry {
             errors: metrics.add(
                 "weft_errors",
                 "Connections and requests that failed or were refused, by cause",
+            ),
+            refused,
+            scrapes_refused: metrics.add(
+                "weft_scrapes_refused",
+                "Requests of pods for metrics or readiness that were refused, by port",
             ),
             handshakes: metrics.add("weft_handshakes", "mTLS handshakes, by their result"),
             tunnels: metrics.add("weft_tunnels_open", "HBONE connections that are open"),
@@ -187,6 +202,12 @@ impl Telemetry {
         Arc::new(telemetry)
     }
 
+    /// Adds metrics of the caller's own, such as [`ByPod`].
+    pub fn collect(&self, collector: impl Collector) {
+        let mut registry = self.registry.lock();
+        registry.register_collector(Box::new(collector));
+    }
+
     /// Adds a metric of the caller's own. `name` without the suffix that its type implies.
     pub fn register(&self, name: &'static str, help: &'static str, metric: impl Metric) {
         self.registry.lock().register(name, help, metric);
@@ -209,6 +230,23 @@ impl Telemetry {
     pub fn error(&self, direction: Direction, reason: &'static str) {
         self.errors
             .get_or_create_owned(&[("direction", direction.label()), ("reason", reason)])
+            .inc();
+    }
+
+    /// Something was refused at a pod of this node. `reason`: a word of the program.
+    pub fn refused(&self, namespace: &Arc<str>, pod: &Arc<str>, reason: &'static str) {
+        self.refused.add(namespace, pod, reason, 1);
+    }
+
+    /// A pod of this name is served no more.
+    pub fn forget_pod(&self, namespace: &Arc<str>, pod: &Arc<str>) {
+        self.refused.forget(namespace, pod);
+    }
+
+    /// A pod that may not asked for metrics or readiness.
+    pub fn scrape_refused(&self, port: &'static str) {
+        self.scrapes_refused
+            .get_or_create_owned(&[("port", port)])
             .inc();
     }
 

@@ -163,6 +163,7 @@ fn pod(mesh: &Mesh, at: usize) -> Pod {
             .map(|ip| octets(ip).into())
             .collect(),
         strict: info.strict,
+        mark: info.mark,
     }
 }
 

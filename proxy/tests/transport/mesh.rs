@@ -20,7 +20,6 @@ use weft_proxy::{
     identity::{Ca, CaError, Identities},
     model::Locality,
     pods::{Info, Node, Pod, Pods},
-    report::Report,
     settings::Settings,
     state::{Delta, Kind, Resource, State},
     telemetry::{AccessLog, Sink, Telemetry},
@@ -92,6 +91,7 @@ impl Mesh {
         let telemetry = Telemetry::new(AccessLog::open(&Sink::Off).expect("no log"));
         let state = State::new(Locality::default());
         let served = proxy(&ca, &bundle, &telemetry, &state, settings);
+        tokio::spawn(Arc::clone(&served).follow_modes());
         let pods = specs
             .into_iter()
             .map(|spec| TestPod {
@@ -159,6 +159,7 @@ impl Mesh {
             service_account: spec.account.into(),
             addresses: host.addresses(),
             strict: spec.strict,
+            mark: 0,
         }
     }
 
@@ -324,7 +325,7 @@ fn proxy(
         state: Arc::clone(state),
         settings,
         http: HttpLimits::default(),
-        report: Report::new(Arc::clone(telemetry)),
+        telemetry: Arc::clone(telemetry),
         bundle: Arc::clone(bundle),
         identities,
         busy_threads: None,

@@ -190,4 +190,23 @@ impl Host {
         };
         self.space.netns.run(make)?.connect(to).await
     }
+
+    /// Takes an address that may be somebody else's.
+    pub(crate) fn claim(&self, ip: IpAddr) {
+        self.space.ip(&format!("addr add {ip}/32 dev eth0"));
+    }
+
+    /// The application dials from this IPv4 address.
+    pub(crate) async fn dial_from(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> std::io::Result<TcpStream> {
+        let make = || {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(from)?;
+            Ok(socket)
+        };
+        self.space.netns.run(make)?.connect(to).await
+    }
 }

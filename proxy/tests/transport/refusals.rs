@@ -4,9 +4,14 @@ use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 use weft_certs::{SpiffeId, tls};
+use weft_proxy::{gate::Gate, settings::Settings};
 
 use crate::floods::tunnel;
 use crate::mesh::{Mesh, NAMESPACE, Spec, TRUST_DOMAIN, captured, outside, until};
@@ -59,6 +64,70 @@ async fn the_mode_of_the_configuration_takes_effect_on_the_next_connection() {
         workload.mtls = weft_api::config::MtlsMode::Strict.into();
     });
     is_refused(mesh.host(0).dial(to).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_that_is_open_when_a_pod_becomes_strict_ends_after_the_drain_time() {
+    let settings = Settings {
+        plaintext_drain: Duration::from_millis(500),
+        ..Settings::default()
+    };
+    let specs = [outside("stranger"), captured("server"), captured("client")];
+    let mesh = Mesh::with(settings, specs).await;
+    let listener = mesh.host(1).listen(PORT);
+    let to = mesh.host(1).at(PORT);
+    let (plain, application) = tokio::join!(mesh.host(0).dial(to), listener.accept());
+    let (mut plain, mut application) = (plain.expect("plaintext"), application.expect("it").0);
+    let (tunnel, in_tunnel) = tokio::join!(mesh.host(2).dial(to), listener.accept());
+    let (mut tunnel, mut in_tunnel) = (tunnel.expect("a tunnel"), in_tunnel.expect("it").0);
+
+    let start = tokio::time::Instant::now();
+    mesh.describe(1, |workload| {
+        workload.mtls = weft_api::config::MtlsMode::Strict.into();
+    });
+    is_refused(mesh.host(0).dial(to).await).await;
+    // Until then it carries bytes.
+    let mut byte = [0; 1];
+    plain.write_all(b"x").await.expect("still open");
+    application.read_exact(&mut byte).await.expect("still open");
+    is_refused(Ok(plain)).await;
+    assert!(
+        start.elapsed() >= settings.plaintext_drain,
+        "not before its time"
+    );
+    is_refused(Ok(application)).await;
+    tunnel.write_all(b"x").await.expect("mTLS goes on");
+    in_tunnel.read_exact(&mut byte).await.expect("mTLS goes on");
+    for reason in ["strict_plaintext", "became_strict"] {
+        until("it is counted, and at which pod", || {
+            let of = format!(r#"{{namespace="{NAMESPACE}",pod="server",reason="{reason}"}}"#);
+            mesh.metric(&format!("weft_refused_total{of}"), 1)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_dials_from_an_address_of_another_pod_gets_nowhere() {
+    let mesh = Mesh::new([captured("client"), captured("server"), outside("other")]).await;
+    let (other, server) = (mesh.host(2).at(0), mesh.host(1).at(PORT));
+    let listener = mesh.host(1).listen(PORT);
+    mesh.host(0).claim(other.ip());
+    // To the mesh, and to what is outside of it.
+    for to in [server, SocketAddr::from(([10, 77, 0, 99], 80))] {
+        is_refused(mesh.host(0).dial_from(other, to).await).await;
+    }
+    until("both are counted", || {
+        let of = format!(r#"{{namespace="{NAMESPACE}",pod="client",reason="foreign_source"}}"#);
+        mesh.metric(&format!("weft_refused_total{of}"), 2)
+    })
+    .await;
+    let accepted = timeout(Duration::from_millis(100), listener.accept()).await;
+    assert!(accepted.is_err(), "the application was reached");
+    // From its own address it goes on.
+    let (own, accepted) = tokio::join!(mesh.host(0).dial(server), listener.accept());
+    own.expect("the client connects");
+    accepted.expect("the application accepts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,4 +282,25 @@ async fn a_peer_without_a_certificate_of_the_mesh_gets_no_tunnel() {
         metrics.lines().any(|line| failed(&line))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_read_metrics_only_from_namespaces_that_may() {
+    let mesh = Mesh::new([outside("scraper")]).await;
+    let nobody = SocketAddr::from(([10, 77, 0, 200], 0)).ip();
+    for (namespaces, admitted) in [
+        (vec![], false),
+        (vec!["weft-system"], false),
+        (vec!["weft-system", NAMESPACE], true),
+        (vec!["*"], true),
+    ] {
+        let allowed: Vec<String> = namespaces.iter().map(ToString::to_string).collect();
+        let (state, telemetry) = (mesh.state.clone(), mesh.telemetry.clone());
+        let gate = Gate::new("metrics", &allowed, state, telemetry);
+        for pod in mesh.host(0).addresses() {
+            assert_eq!(gate.admit(pod).is_ok(), admitted, "{pod} {namespaces:?}");
+        }
+        // A node, or whoever is no pod.
+        assert!(gate.admit(nobody).is_ok());
+    }
 }

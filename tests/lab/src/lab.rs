@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::{
     Family,
-    wire::{Answer, ByteReport, LoadReport, Request},
+    wire::{Answer, ByteReport, Dialled, LoadReport, Request},
 };
 
 /// A running lab. Dropping it takes everything down.
@@ -270,6 +270,55 @@ impl Lab {
         command.extend(more);
         let out = self.exec(pod, &command).ok();
         serde_json::from_str(&out).expect("the client prints JSON")
+    }
+
+    /// One connection from a pod, by `weft-lab-client dial`.
+    #[track_caller]
+    pub fn dial(&self, pod: &str, to: &str, more: &[&str]) -> Dialled {
+        self.dial_as(pod, &[], to, more)
+    }
+
+    /// The same by a process that `wrapper` (`setpriv …`) has prepared.
+    #[track_caller]
+    pub fn dial_as(&self, pod: &str, wrapper: &[&str], to: &str, more: &[&str]) -> Dialled {
+        let client = Self::bin("weft-lab-client").to_string_lossy().into_owned();
+        let command = [wrapper, &[&*client, "dial", "--to", to], more].concat();
+        let out = self.exec(pod, &command).ok();
+        serde_json::from_str(&out).expect("the client prints JSON")
+    }
+
+    /// One connection from a network namespace of the lab's own: `n1`, `n1-proxy`, `fabric`.
+    #[track_caller]
+    pub fn dial_in(&self, netns: &str, to: &str, more: &[&str]) -> Dialled {
+        let client = Self::bin("weft-lab-client").to_string_lossy().into_owned();
+        let command = [&[&*client, "dial", "--to", to], more].concat();
+        serde_json::from_str(&self.run_in(netns, &command)).expect("the client prints JSON")
+    }
+
+    /// A program in a network namespace of the lab's own, and what it prints.
+    #[track_caller]
+    pub fn run_in(&self, netns: &str, command: &[&str]) -> String {
+        let netns = format!("weft-{}-{netns}", self.name);
+        let done = Command::new("ip")
+            .args(["netns", "exec", &netns])
+            .args(command)
+            .output()
+            .expect("ip starts");
+        let err = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{command:?} in {netns}: {err}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    /// The first address of a node's proxy.
+    #[track_caller]
+    pub fn proxy_ip(&self, node: &str) -> String {
+        let ip = ["ip", "-j", "addr", "show", "scope", "global"];
+        let links = self.run_in(&format!("{node}-proxy"), &ip);
+        let links: Value = serde_json::from_str(&links).expect("ip prints JSON");
+        let all = links.as_array().expect("links").iter();
+        let all = all.flat_map(|link| link["addr_info"].as_array().into_iter().flatten());
+        let mut all = all.filter_map(|address| address["local"].as_str());
+        all.next().expect("an address").to_owned()
     }
 
     /// Objects of a kind, as the API would show them.

@@ -17,6 +17,6 @@ pub use held::Held;
 pub use lab::{Lab, Output, at, eventually};
 pub use traffic::Traffic;
 pub use wire::{
-    Answer, ByteReport, FloodReport, GrpcReport, HoldReport, LiveReport, LoadReport, Probed,
-    Request,
+    Answer, ByteReport, Dialled, FloodReport, GrpcReport, HoldReport, LiveReport, LoadReport,
+    Probed, Request,
 };

@@ -144,3 +144,23 @@ pub struct HoldReport {
     /// Those that broke before they were closed: Unix milliseconds, and how.
     pub broken: Vec<(u64, String)>,
 }
+
+/// How far one connection came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dialled {
+    /// Whether the connection came about.
+    pub connected: bool,
+    /// What came back.
+    pub answer: String,
+    /// How it ended: "eof", "reset", "silence", or another error.
+    pub end: String,
+}
+
+impl Dialled {
+    /// The status of an HTTP answer; 0 where there is none.
+    pub fn status(&self) -> u16 {
+        let status = self.answer.split(' ').nth(1);
+        status.and_then(|status| status.parse().ok()).unwrap_or(0)
+    }
+}

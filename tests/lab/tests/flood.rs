@@ -5,12 +5,10 @@
 //! them, take their part of the same processors as the victim's.
 
 use std::{
-    process::Command,
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde_json::Value;
 use weft_lab_tests::{FloodReport, Lab, Probed};
 
 const TENANTS: &str = include_str!("../manifests/tenants.yaml");
@@ -157,22 +155,11 @@ fn a_flooding_pod_leaves_the_latency_of_others_as_it_is() {
 
 /// Seconds that the proxy of n1 has run for the flooding client, and for the other one.
 fn busy(lab: &Lab) -> (f64, f64) {
-    let namespace = format!("weft-{}-n1-proxy", lab.name);
-    let shown = Command::new("ip")
-        .args([
-            "-n", &namespace, "-j", "-4", "addr", "show", "scope", "global",
-        ])
-        .output()
-        .expect("ip runs");
-    let links: Vec<Value> = serde_json::from_slice(&shown.stdout).expect("JSON");
-    let addresses = links.iter().filter_map(|link| link["addr_info"].as_array());
-    let ip = addresses.flatten().find_map(|it| it["local"].as_str());
-    let ip = ip.expect("the proxy has an address");
-    let text = lab.get("plain/client", &format!("http://{ip}:15020/metrics"));
+    let metrics = lab.metrics("n1");
     let of = |namespace: &str| {
         let line =
             format!(r#"weft_pod_busy_seconds_total{{namespace="{namespace}",pod="client"}} "#);
-        let found = text.body.lines().find_map(|it| it.strip_prefix(&*line));
+        let found = metrics.lines().find_map(|it| it.strip_prefix(&*line));
         found.and_then(|value| value.parse().ok()).unwrap_or(0.0)
     };
     (of("loud"), of("quiet"))
