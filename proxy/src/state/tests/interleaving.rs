@@ -171,18 +171,17 @@ fn view(state: &State) -> BTreeSet<String> {
                     known.port(port).iter().flat_map(|p| p.endpoints.iter())
                 {
                     seen.insert(format!(
-                        "{service} {port} {readiness:?} {:?} {:?}",
-                        endpoint.targets, endpoint.workload
+                        "{service} {port} {readiness:?} {:?} {}",
+                        endpoint.targets,
+                        shown(&endpoint.workload)
                     ));
                 }
             });
         }
     }
     for name in 0..4 {
-        seen.insert(format!(
-            "{:?}",
-            state.workload(&format!("shop/pod-{name}/uid"))
-        ));
+        let workload = state.workload(&format!("shop/pod-{name}/uid"));
+        seen.insert(format!("{:?}", workload.as_deref().map(shown)));
     }
     seen
 }
