@@ -163,6 +163,25 @@ fn address(netns: &str) -> anyhow::Result<IpAddr> {
 }
 
 impl Inventory {
+    /// The same with the pods of a namespace, and the networks of proxies, taken together: their
+    /// names change when they are replaced.
+    pub fn by_namespace(&self) -> Self {
+        let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+        for (what, count) in &self.0 {
+            let (holder, rest) = what.split_once(' ').unwrap_or((what, ""));
+            let pod = holder
+                .strip_prefix("p.")
+                .and_then(|pod| pod.split_once('.'));
+            let holder = match pod {
+                Some((namespace, _)) => format!("pods of {namespace}"),
+                None if holder.contains("-proxy") => "networks of proxies".into(),
+                None => holder.to_owned(),
+            };
+            *sums.entry(format!("{holder} {rest}")).or_default() += count;
+        }
+        Self(sums)
+    }
+
     /// What grew by more than it may. `allowed` says by how much a count may grow, by its name.
     pub fn leaks(&self, before: &Inventory, allowed: impl Fn(&str, u64) -> u64) -> Vec<Leak> {
         let mut leaks = Vec::new();
@@ -225,6 +244,17 @@ mod tests {
             1,
             "what was not there counts as 0"
         );
+    }
+
+    #[test]
+    fn pods_that_were_replaced_are_counted_with_their_namespace() {
+        let counts = |name: &str| {
+            let what = format!("p.shop.{name} sockets");
+            inventory(&[(&what, 3), ("p.shop.b sockets", 2), ("n1 routes", 7)]).by_namespace()
+        };
+        assert_eq!(counts("a-1"), counts("a-2"));
+        assert_eq!(counts("a-1").0["pods of shop sockets"], 5);
+        assert_eq!(counts("a-1").0["n1 routes"], 7);
     }
 
     #[test]

@@ -52,15 +52,22 @@ impl Incident {
     }
 
     fn explains(&self, client: &str, failure: &Failure, places: &Places) -> bool {
-        // Never explained: a wrong answer, a wrong backend, a refused connection.
-        let broken = matches!(
-            failure.cause,
-            Cause::Reset | Cause::ResetIdle | Cause::Eof | Cause::Status | Cause::Timeout
-        );
-        let open = failure.conn.opened <= self.until && failure.began <= self.until;
+        // Never explained: a wrong answer, or one from a wrong backend.
+        let explicable = match failure.cause {
+            Cause::Reset | Cause::ResetIdle | Cause::Eof | Cause::Status | Cause::Timeout => true,
+            // A proxy that is killed leaves its listening sockets to its successor. A node that
+            // reboots takes its pods along.
+            Cause::ConnectRefused | Cause::Connect | Cause::ConnectTimeout => {
+                self.kind == IncidentKind::NodeRebooted
+            }
+            Cause::Body | Cause::Backend | Cause::Peer | Cause::Protocol => false,
+        };
+        // A kept connection that was reset had no request under way: it was open, which is enough.
+        let under_way = failure.cause == Cause::ResetIdle || failure.began <= self.until;
+        let open = failure.conn.opened <= self.until && under_way;
         let noticed =
             failure.conn.at >= self.from && failure.conn.at <= self.until + NOTICED_WITHIN_MS;
-        broken && open && noticed && self.touches(client, failure, places)
+        explicable && open && noticed && self.touches(client, failure, places)
     }
 
     /// Whether the connection went through the node.
@@ -156,6 +163,12 @@ mod tests {
                 "a/client",
                 failure(Cause::Eof, Kind::New, 1060, 1060, 1200),
                 false,
+            ),
+            (
+                "a kept connection, found reset at its next use",
+                "a/client",
+                failure(Cause::ResetIdle, Kind::KeepAlive, 500, 1200, 1200),
+                true,
             ),
             (
                 "a refused connection",

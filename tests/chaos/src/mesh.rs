@@ -122,9 +122,8 @@ pub fn whole(lab: &Lab, limit: Duration) -> anyhow::Result<()> {
     })
 }
 
-/// The first thing that a lab's status lacks.
-pub fn missing(status: &Value) -> Option<String> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+/// The first part or pod that is not ready, or on its way out.
+pub fn unready(status: &Value) -> Option<String> {
     for (name, part) in status["parts"].as_object().into_iter().flatten() {
         if part["ready"] != true {
             return Some(format!("{name} is not ready: {}", text(&part["message"])));
@@ -138,6 +137,21 @@ pub fn missing(status: &Value) -> Option<String> {
         if pod["ready"] != true {
             return Some(format!("{name} is not ready: {}", text(&pod["message"])));
         }
+    }
+    None
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// The first thing that a lab's status lacks.
+pub fn missing(status: &Value) -> Option<String> {
+    if let Some(what) = unready(status) {
+        return Some(what);
+    }
+    for pod in status["pods"].as_array().into_iter().flatten() {
+        let name = format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]));
         if pod["captured"] == true && pod["acknowledged"] != true {
             return Some(format!("not every proxy knows that {name} is captured"));
         }
