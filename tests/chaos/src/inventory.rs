@@ -163,8 +163,8 @@ fn address(netns: &str) -> anyhow::Result<IpAddr> {
 }
 
 impl Inventory {
-    /// The same with the pods of a namespace, and the networks of proxies, taken together: their
-    /// names change when they are replaced.
+    /// The same with the pods of a namespace, nodes, agents and proxies each taken together: pods
+    /// that replace others have other names, and other nodes.
     pub fn by_namespace(&self) -> Self {
         let mut sums: BTreeMap<String, u64> = BTreeMap::new();
         for (what, count) in &self.0 {
@@ -175,6 +175,9 @@ impl Inventory {
             let holder = match pod {
                 Some((namespace, _)) => format!("pods of {namespace}"),
                 None if holder.contains("-proxy") => "networks of proxies".into(),
+                None if holder.starts_with("agent/") => "agents".into(),
+                None if holder.starts_with("proxy/") => "proxies".into(),
+                None if is_node(holder) => "nodes".into(),
                 None => holder.to_owned(),
             };
             *sums.entry(format!("{holder} {rest}")).or_default() += count;
@@ -197,6 +200,11 @@ impl Inventory {
         }
         leaks
     }
+}
+
+fn is_node(name: &str) -> bool {
+    let number = name.strip_prefix('n');
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// What counts may grow by when everything is as it was: memory by a fifth, all else not at all.
@@ -254,7 +262,7 @@ mod tests {
         };
         assert_eq!(counts("a-1"), counts("a-2"));
         assert_eq!(counts("a-1").0["pods of shop sockets"], 5);
-        assert_eq!(counts("a-1").0["n1 routes"], 7);
+        assert_eq!(counts("a-1").0["nodes routes"], 7);
     }
 
     #[test]
