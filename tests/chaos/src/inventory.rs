@@ -207,10 +207,14 @@ fn is_node(name: &str) -> bool {
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// What counts may grow by when everything is as it was: memory by a fifth, all else not at all.
-pub fn nothing_but_memory(what: &str, before: u64) -> u64 {
+/// What counts may grow by when everything is as it was: memory by a fifth. Series of metrics come with
+/// the pairs of workloads that met, by the way they met, and go ten minutes later; their number is
+/// bounded by that, and not by how much happened. All else not at all.
+pub fn as_before(what: &str, before: u64) -> u64 {
     if what.ends_with(" KiB") {
         before * MEMORY_PERCENT / 100
+    } else if what.ends_with(" metric series") {
+        before * 3 + 500
     } else {
         0
     }
@@ -240,7 +244,7 @@ mod tests {
         let grown = |what: &str, count| {
             let mut after = before.clone();
             after.0.insert(what.into(), count);
-            after.leaks(&before, nothing_but_memory)
+            after.leaks(&before, as_before)
         };
         assert_eq!(grown("a descriptors", 10), []);
         assert_eq!(grown("a descriptors", 9), []);

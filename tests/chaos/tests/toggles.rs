@@ -8,7 +8,7 @@ use std::{
 };
 
 use weft_chaos::{
-    inventory::{self, nothing_but_memory},
+    inventory::{self, as_before},
     load::Load,
     mesh,
     record::{Kind, Lane, clock, now},
@@ -18,6 +18,8 @@ use weft_lab_tests::{Lab, eventually};
 
 /// Label changes in all.
 const TOGGLES: u32 = 200;
+/// Label changes before anything is counted.
+const WARM_UP: u32 = 20;
 /// Namespaces that change at the same time.
 const NAMESPACES: u32 = 4;
 /// Time that a leaving pod gives to what it has open.
@@ -115,12 +117,12 @@ fn lanes_from_outside() -> Vec<Lane> {
 }
 
 /// Joins and leaves until all namespaces together have done their part; how often.
-fn toggle(lab: &Lab, index: u32, done: &AtomicU32) -> u32 {
+fn toggle(lab: &Lab, index: u32, total: u32, done: &AtomicU32) -> u32 {
     let ns = namespace(index);
     let mut enabled = false;
     let mut own = 0;
     // An even number each: at the end everything is as at the beginning.
-    while enabled || done.load(Ordering::Relaxed) < TOGGLES {
+    while enabled || done.load(Ordering::Relaxed) < total {
         enabled = !enabled;
         mesh::label(lab, &ns, enabled).expect("the label is set");
         mesh::wait_for(lab, &NODES, &ns, enabled, STEP).expect("the namespace follows");
@@ -128,6 +130,21 @@ fn toggle(lab: &Lab, index: u32, done: &AtomicU32) -> u32 {
         own += 1;
     }
     own
+}
+
+/// All namespaces at the same time; how often each.
+fn toggle_all(lab: &Lab, total: u32) -> Vec<u32> {
+    let done = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let done = &done;
+        let threads: Vec<_> = (0..NAMESPACES)
+            .map(|index| scope.spawn(move || toggle(lab, index, total, done)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("the toggles went through"))
+            .collect()
+    })
 }
 
 #[test]
@@ -146,10 +163,9 @@ fn two_hundred_toggles_under_load_fail_no_request_and_leave_nothing() {
     ]);
     up.ok();
 
-    // Once round before counting, so that what is made once is there: keys, pools, routes.
-    let warm_up = AtomicU32::new(TOGGLES - 1);
+    // Some rounds before counting, so that what is made once is there: keys, pools, metrics.
     let mut load = start(&lab);
-    toggle(&lab, 0, &warm_up);
+    toggle_all(&lab, WARM_UP);
     load.stop_all();
     let before = settled(&lab);
 
@@ -159,18 +175,7 @@ fn two_hundred_toggles_under_load_fail_no_request_and_leave_nothing() {
         count => Err(format!("{count} requests")),
     });
     let began = Instant::now();
-    let done = AtomicU32::new(0);
-    let counts: Vec<u32> = thread::scope(|scope| {
-        let done = &done;
-        let lab = &lab;
-        let threads: Vec<_> = (0..NAMESPACES)
-            .map(|index| scope.spawn(move || toggle(lab, index, done)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().expect("the toggles went through"))
-            .collect()
-    });
+    let counts = toggle_all(&lab, TOGGLES);
     let took = began.elapsed();
     assert_eq!(load.lost(), [], "clients that ended by themselves");
     load.stop_all();
@@ -180,7 +185,7 @@ fn two_hundred_toggles_under_load_fail_no_request_and_leave_nothing() {
     let last = std::cell::RefCell::new(Vec::new());
     let found = mesh::wait(Duration::from_secs(60), || {
         let after = inventory::take(&lab).map_err(|error| format!("{error:#}"))?;
-        *last.borrow_mut() = after.leaks(&before, nothing_but_memory);
+        *last.borrow_mut() = after.leaks(&before, as_before);
         match last.borrow().len() {
             0 => Ok(()),
             count => Err(format!("{count} leaks")),
@@ -210,8 +215,7 @@ fn settled(lab: &Lab) -> inventory::Inventory {
     eventually(Duration::from_secs(60), || {
         thread::sleep(Duration::from_millis(500));
         let now = inventory::take(lab).map_err(|error| format!("{error:#}"))?;
-        let same = now.leaks(&last, nothing_but_memory).is_empty()
-            && last.leaks(&now, nothing_but_memory).is_empty();
+        let same = now.leaks(&last, as_before).is_empty() && last.leaks(&now, as_before).is_empty();
         last = now;
         if same {
             Ok(())

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::signal::unix::{SignalKind, signal};
 use weft_chaos::{
-    inventory::{self, Inventory, Leak},
+    inventory::{self, Inventory, Leak, as_before},
     judge::{Incident, Places},
     load::Load,
     mesh,
@@ -335,22 +335,13 @@ fn settled(lab: &Lab) -> anyhow::Result<Inventory> {
     for _ in 0..60 {
         thread::sleep(Duration::from_millis(500));
         let now = inventory::take(lab)?.by_namespace();
-        let same = now.leaks(&last, allowed).is_empty() && last.leaks(&now, allowed).is_empty();
+        let same = now.leaks(&last, as_before).is_empty() && last.leaks(&now, as_before).is_empty();
         last = now;
         if same {
             break;
         }
     }
     Ok(last)
-}
-
-/// What may be more at the end: memory by a fifth; series of metrics, for routes and revisions came
-/// that were not there at the beginning, and theirs are forgotten after ten minutes.
-fn allowed(what: &str, before: u64) -> u64 {
-    if what.ends_with("metric series") {
-        return before + 2_000;
-    }
-    inventory::nothing_but_memory(what, before)
 }
 
 /// Puts everything back and compares, for as long as something may still be on its way out.
@@ -369,7 +360,9 @@ fn leaks(lab: &Lab, before: &Inventory, scene: &mut Scene) -> anyhow::Result<Vec
     mesh::whole(lab, events::FOLLOWS)?;
     let mut leaks = Vec::new();
     for _ in 0..30 {
-        leaks = inventory::take(lab)?.by_namespace().leaks(before, allowed);
+        leaks = inventory::take(lab)?
+            .by_namespace()
+            .leaks(before, as_before);
         if leaks.is_empty() || interrupted() {
             break;
         }
