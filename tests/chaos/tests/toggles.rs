@@ -23,7 +23,7 @@ const WARM_UP: u32 = 20;
 /// Namespaces that change at the same time.
 const NAMESPACES: u32 = 4;
 /// Time that a leaving pod gives to what it has open.
-const DRAIN: Duration = Duration::from_millis(1500);
+const DRAIN: Duration = Duration::from_millis(2500);
 /// Life of connections that must never be cut: within the drain time, with room for a busy machine.
 const LIFE_MS: u64 = 1000;
 /// Streams that live longer than the drain: the only ones that the mesh may end.
@@ -247,8 +247,13 @@ fn check(load: &Load<'_>) {
         );
     }
     assert_eq!(book.failures.len(), 0, "requests failed");
-    // Only what lives longer than the drain may be ended by the mesh, and in order.
-    let early = book.ended.iter().find(|(_, conn)| conn.lane != LONG);
+    // Only what lives longer than the drain may be ended by the mesh, and in order. On a machine that
+    // stands still for a while that may be another stream than those which are meant to.
+    let drain = u64::try_from(DRAIN.as_millis()).expect("small");
+    let early = book
+        .ended
+        .iter()
+        .find(|(_, conn)| conn.lane == FROM_BEFORE || conn.at.saturating_sub(conn.opened) < drain);
     assert_eq!(early, None, "a stream was ended within the drain time");
     for (lane, tally) in book.sums() {
         assert!(
