@@ -52,15 +52,16 @@ impl Incident {
     }
 
     fn explains(&self, client: &str, failure: &Failure, places: &Places) -> bool {
-        // Never explained: a wrong answer, or one from a wrong backend.
+        // Never explained: a wrong answer.
         let explicable = match failure.cause {
             Cause::Reset | Cause::ResetIdle | Cause::Eof | Cause::Status | Cause::Timeout => true,
             // A proxy that is killed leaves its listening sockets to its successor. A node that
-            // reboots takes its pods along.
-            Cause::ConnectRefused | Cause::Connect | Cause::ConnectTimeout => {
+            // reboots takes its pods along, and gives their addresses to others: in plaintext nothing
+            // tells one from the other until the API does.
+            Cause::ConnectRefused | Cause::Connect | Cause::ConnectTimeout | Cause::Backend => {
                 self.kind == IncidentKind::NodeRebooted
             }
-            Cause::Body | Cause::Backend | Cause::Peer | Cause::Protocol => false,
+            Cause::Body | Cause::Peer | Cause::Protocol => false,
         };
         // A kept connection that was reset had no request under way: it was open, which is enough.
         let under_way = failure.cause == Cause::ResetIdle || failure.began <= self.until;
