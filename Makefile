@@ -49,6 +49,10 @@ bench: setup ## Weft beside a pair of Envoys: ratios, as a table and JSON (a few
 	@cargo build --release --workspace --bins
 	@tests/bench/run.sh $(RELEASE_BIN)
 
+.PHONY: soak
+soak: build ## Random events under checked load (TIME=1h SEED=… FAMILY=ipv4|ipv6|dual)
+	@WEFT_BIN_DIR=$(BIN) $(BIN)/weft-soak --time $(or $(TIME),1h) $(if $(SEED),--seed $(SEED)) $(if $(FAMILY),--family $(FAMILY))
+
 .PHONY: clean
 clean: ## Remove what was built, in the cache too
 	@rm -rf target "$(WEFT_CACHE)"

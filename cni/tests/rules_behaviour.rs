@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::{
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use common::{
     Pair,
@@ -154,6 +157,37 @@ fn open_connections_live_through_joining_leaving_and_joining_again() {
     ] {
         exchange(one, other);
     }
+}
+
+#[test]
+fn what_was_redirected_once_does_not_bend_a_later_connection_between_the_same_ports() {
+    let pair = Pair::new();
+    let remote = listen(&pair.node, 7000);
+    let proxy = listen(&pair.pod, PORT_OUTBOUND);
+    let from_one_port = || {
+        dial_with(&pair.pod, "10.9.0.1:7000", |socket| {
+            socket.set_reuse_address(true)?;
+            socket.bind(&"10.9.0.2:45000".parse::<SocketAddr>().unwrap().into())
+        })
+        .unwrap()
+    };
+    set(&pair.pod, Phase::Joined);
+    let mut redirected = from_one_port();
+    let mut redirected_peer = accept(&proxy).0;
+    exchange(&mut redirected, &mut redirected_peer);
+    // The client's end goes at once, without a state that would keep its port.
+    socket2::SockRef::from(&redirected)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    set(&pair.pod, Phase::Leaving);
+    set(&pair.pod, Phase::Removed);
+    drop((redirected, redirected_peer));
+
+    let mut straight = from_one_port();
+    let mut straight_peer = accept(&remote).0;
+    exchange(&mut straight, &mut straight_peer);
+    set(&pair.pod, Phase::Joined);
+    exchange(&mut straight, &mut straight_peer);
 }
 
 #[test]

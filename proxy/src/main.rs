@@ -184,10 +184,11 @@ async fn run(
     tracing::info!(limit = ?flags.drain_timeout, "draining");
     let _unready = readiness.condition("draining", "the proxy was told to stop");
     draining.cancel();
-    // New pods are the successor's.
+    // The agent is listened to all the while: it must not take the rules of a pod away while this
+    // proxy has connections of it open.
+    pods.shut_down(flags.drain_timeout).await;
     receiving.cancel();
     let _ = handover.await;
-    pods.shut_down(flags.drain_timeout).await;
     control.cancel();
     let _ = configuration.await;
     telemetry.flush_log().await;

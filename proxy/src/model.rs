@@ -57,6 +57,10 @@ pub struct Workload {
     pub captured: bool,
     /// The sandbox that is captured.
     pub sandbox: Arc<str>,
+    /// How often `captured` or `sandbox` changed since this proxy first heard of it. A pod that
+    /// joined and left again looks as before, but what was made before it joined may lead through
+    /// its proxy, and ends when that has drained it.
+    pub capture_changes: u32,
     /// Whether plaintext is let in.
     pub mtls: MtlsMode,
 }

@@ -216,7 +216,10 @@ impl Captured {
                     if !error.retriable() {
                         return Err(error.into());
                     }
-                    tried.push(picked.address);
+                    // One that has joined or left meanwhile is reached in another way now.
+                    if self.pod.state().is_current(&picked.workload) {
+                        tried.push(picked.address);
+                    }
                     last = Some(error);
                 }
             }

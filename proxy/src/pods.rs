@@ -1,7 +1,15 @@
 //! The pods of this node that are in the mesh. In flow their descriptors and what the agent says
 //! of them; out flow accepted connections, each as a task of its pod.
 
-use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
@@ -80,6 +88,9 @@ pub enum PodError {
         /// Why.
         reason: String,
     },
+    /// The proxy was told to end.
+    #[error("pod {0} is not taken: this proxy is ending, and its successor serves new pods")]
+    Ending(String),
     /// It was removed while it was being started.
     #[error("pod {0} was removed before it was served")]
     Removed(String),
@@ -89,6 +100,8 @@ pub enum PodError {
 pub struct Pods {
     node: Arc<Node>,
     pods: Mutex<HashMap<String, Arc<Pod>>>,
+    /// The proxy was told to end: no pod comes any more.
+    ending: AtomicBool,
 }
 
 impl Pods {
@@ -97,6 +110,7 @@ impl Pods {
         Self {
             node,
             pods: Mutex::new(HashMap::new()),
+            ending: AtomicBool::new(false),
         }
     }
 
@@ -112,6 +126,12 @@ impl Pods {
             pod: format!("{}/{}", info.namespace, info.name),
             reason,
         };
+        if self.ending.load(Ordering::Acquire) {
+            return Err(PodError::Ending(format!(
+                "{}/{}",
+                info.namespace, info.name
+            )));
+        }
         let trust_domain = Arc::clone(&self.node.state.mesh().trust_domain);
         let spiffe = SpiffeId::new(&trust_domain, &info.namespace, &info.service_account)
             .map_err(|error| invalid(error.to_string()))?;
@@ -252,6 +272,7 @@ impl Pods {
     /// Stops accepting, gives what is open `limit` to end by itself, closes the rest in order, and
     /// returns when all has ended.
     pub async fn shut_down(&self, limit: Duration) {
+        self.ending.store(true, Ordering::Release);
         let pods = self.all();
         for pod in &pods {
             pod.stop_accepting();

@@ -4,6 +4,10 @@
 //! `Failed`. The order of the phases is the order of docs/architecture.md, "Joining and leaving":
 //! nothing is redirected before a proxy accepts, nothing is reported before it is redirected, and
 //! nothing is taken away before it is no longer reported.
+//!
+//! New connections are let straight before the report is taken back: what other proxies then dial in
+//! plaintext must reach the application itself. Through this pod's proxy it would be cut when the
+//! drain ends, and proxies keep such connections for later requests.
 
 /// What the sandbox is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,12 +24,12 @@ pub(super) enum Phase {
     Reporting,
     /// At rest, in the mesh.
     In,
+    /// Letting new connections go straight; tunnels still come.
+    Releasing,
     /// Removing the annotation.
     Unreporting,
     /// Waiting until the controller has seen that no proxy tunnels to the pod any more.
     Acknowledging,
-    /// Letting new connections go straight.
-    Releasing,
     /// Waiting for open connections to end.
     Draining,
     /// Removing rules and sockets.
@@ -74,6 +78,8 @@ pub(super) struct State {
     pub(super) redirected: bool,
     /// Whether rules are there, of one kind or the other: connections may be open through them.
     pub(super) ruled: bool,
+    /// Whether proxies may still take the pod for captured.
+    pub(super) reported: bool,
     /// Whether the sandbox is going.
     pub(super) deleted: bool,
 }
@@ -108,6 +114,7 @@ pub(super) fn begin(found: bool, wanted: bool) -> State {
         wanted,
         redirected: found,
         ruled: found,
+        reported: found,
         deleted: false,
     }
 }
@@ -139,13 +146,18 @@ pub(super) fn next(mut state: State, event: Event) -> State {
             match state.phase {
                 Phase::Redirecting => (state.redirected, state.ruled) = (true, true),
                 Phase::Releasing => state.redirected = false,
-                Phase::Removing => (state.redirected, state.ruled) = (false, false),
+                Phase::Acknowledging => state.reported = false,
+                Phase::Removing => {
+                    (state.redirected, state.ruled, state.reported) = (false, false, false);
+                }
                 _ => {}
             }
             state.phase = after_done(state);
         }
         Event::Failed => state.phase = after_failure(state),
     }
+    // An attempt that fails, or is dropped half-way, may have written the report all the same.
+    state.reported |= state.phase == Phase::Reporting;
     state
 }
 
@@ -153,8 +165,8 @@ fn after_change(state: State) -> Phase {
     match (state.phase, state.wanted) {
         (Phase::Out, true) => Phase::Listening,
         (Phase::Offering, false) => give_up(state),
-        (Phase::Reporting | Phase::In, false) => Phase::Unreporting,
-        // Nothing was taken away yet. The sockets may be missing if the agent has just begun: to
+        (Phase::Reporting | Phase::In, false) => Phase::Releasing,
+        // No proxy drains the pod yet. The sockets may be missing if the agent has just begun: to
         // make and offer them again costs nothing.
         (Phase::Unreporting | Phase::Acknowledging, true) => Phase::Listening,
         // The rules are there still: it joins again at once, and what is open goes on.
@@ -179,12 +191,13 @@ fn after_done(state: State) -> Phase {
         Phase::Listening => give_up(state),
         Phase::Offering => Phase::Redirecting,
         Phase::Redirecting if state.wanted => Phase::Reporting,
-        Phase::Redirecting => Phase::Unreporting,
+        Phase::Redirecting => give_up(state),
         Phase::Reporting => Phase::In,
-        Phase::Unreporting => Phase::Acknowledging,
-        Phase::Acknowledging => Phase::Releasing,
         Phase::Releasing if state.wanted => Phase::Listening,
+        Phase::Releasing if state.reported => Phase::Unreporting,
         Phase::Releasing => Phase::Draining,
+        Phase::Unreporting => Phase::Acknowledging,
+        Phase::Acknowledging => Phase::Draining,
         Phase::Draining => Phase::Removing,
         phase => phase,
     }
@@ -203,6 +216,8 @@ fn after_failure(state: State) -> Phase {
 /// A join that is no longer wanted.
 fn give_up(state: State) -> Phase {
     if state.redirected {
+        Phase::Releasing
+    } else if state.reported {
         Phase::Unreporting
     } else if state.ruled {
         Phase::Draining

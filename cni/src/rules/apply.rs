@@ -5,9 +5,10 @@
 
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    conntrack::{ConntrackAttribute, ConntrackMessage},
     nftables::{NfTablesMessage, RuleAttribute},
     none::ControlMessage,
 };
@@ -29,6 +30,19 @@ use crate::netns::NetNs;
 
 /// `NFNL_SUBSYS_NFTABLES`, which opens a batch.
 const SUBSYSTEM_NFTABLES: u16 = 10;
+/// Attributes of a tracked connection, and the status of one whose destination is translated
+/// (linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h).
+const CTA_STATUS: u16 = 3;
+const CTA_MARK: u16 = 8;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_STATUS_MASK: u16 = 26;
+const IPS_DST_NAT: u32 = 1 << 5;
+/// Names of iptables' tables, in the namespace of the calling thread.
+const LEGACY_TABLES: [&str; 2] = [
+    "/proc/thread-self/net/ip_tables_names",
+    "/proc/thread-self/net/ip6_tables_names",
+];
+
 /// Route netlink is protocol 0, a socket's default.
 const NETLINK_ROUTE: Option<rustix::net::Protocol> = None;
 /// Of the network namespace of the thread that reads it.
@@ -97,8 +111,52 @@ pub(crate) fn apply_here(plan: &Plan) -> Result<(), RulesError> {
     }
     if !add {
         apply_routes(&plan.routes)?;
+        if let Err(error) = forget_connections() {
+            tracing::debug!(%error, "tracked connections stay until they time out");
+        }
     }
     Ok(())
+}
+
+/// Removes what connection tracking remembers. Without rules it is not told how connections go on, but
+/// keeps them, for days if it takes them for open: when the pod joins again, a new connection between
+/// the same ports would be translated as the old one was. Where others have rules only what was
+/// redirected or proxied is removed: theirs is still true.
+fn forget_connections() -> Result<(), RulesError> {
+    let delete = |what: &str, attributes: &[(u16, u32)]| {
+        let attributes = attributes.iter().map(|(kind, value)| {
+            ConntrackAttribute::Other(DefaultNla::new(*kind, value.to_be_bytes().to_vec()))
+        });
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+        let message = ConntrackMessage::Delete(attributes.collect());
+        Request::new(what, NetfilterMessage::new(header, message), 0)
+    };
+    let redirected = [(CTA_STATUS, IPS_DST_NAT), (CTA_STATUS_MASK, IPS_DST_NAT)];
+    let proxied = [
+        (CTA_MARK, weft_api::names::MARK_TRANSPARENT),
+        (CTA_MARK_MASK, u32::MAX),
+    ];
+    let requests = if others_have_rules()? {
+        vec![
+            delete("forget redirected connections", &redirected),
+            delete("forget proxied connections", &proxied),
+        ]
+    } else {
+        vec![delete("forget all connections", &[])]
+    };
+    Netlink::open(Some(netlink::NETFILTER))?.execute(None, requests, None)
+}
+
+/// Whether tables are there, of nf_tables or of iptables before it.
+fn others_have_rules() -> Result<bool, RulesError> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let tables = NetfilterMessage::new(header, encode::get_tables());
+    let netlink = Netlink::open(Some(netlink::NETFILTER))?;
+    let tables = netlink.query(Request::new("list tables", tables, NLM_F_DUMP))?;
+    let legacy = LEGACY_TABLES
+        .iter()
+        .filter_map(|file| std::fs::read_to_string(file).ok());
+    Ok(!tables.is_empty() || legacy.into_iter().any(|names| !names.trim().is_empty()))
 }
 
 /// Replaces (or, without chains, deletes) a table in one transaction.

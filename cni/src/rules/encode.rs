@@ -78,6 +78,13 @@ pub(super) fn get_table(name: &str) -> NfTablesMessage {
     NfTablesMessage::GetTable(TableMessage { attributes })
 }
 
+/// Asks for all tables; in a dump.
+pub(super) fn get_tables() -> NfTablesMessage {
+    NfTablesMessage::GetTable(TableMessage {
+        attributes: Vec::new(),
+    })
+}
+
 pub(super) fn get_rules(table: &str) -> NfTablesMessage {
     let attributes = vec![RuleAttribute::Table(table.into())];
     NfTablesMessage::GetRule(RuleMessage { attributes })

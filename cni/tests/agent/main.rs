@@ -140,12 +140,16 @@ async fn running_pods_join_and_leave_with_the_label_in_the_documented_order() {
             node.captured("web").await.is_none().then_some(())
         })
         .await;
-        // Until the controller has spoken, the pod stays as it is.
+        // Until the controller has spoken, tunnels come; what is new in plaintext goes straight.
         node.until_state("web", "leaving: waiting for other proxies")
             .await;
         assert_eq!(
             who_answers(&pair.pod, "10.9.0.1:7000").await.unwrap(),
-            "p 1"
+            "direct"
+        );
+        assert_eq!(
+            who_answers(&pair.node, "10.9.0.2:15008").await.unwrap(),
+            "p 3"
         );
         assert!(proxy.received.try_recv().is_err());
         if round == 0 {
@@ -409,7 +413,10 @@ async fn a_label_that_went_while_the_agent_was_away_is_noticed() {
         node.captured("web").await.is_none().then_some(())
     })
     .await;
-    assert_eq!(who_answers(&pair.pod, "192.0.2.1:80").await.unwrap(), "p 1");
+    assert_eq!(
+        who_answers(&pair.node, "10.9.0.2:15008").await.unwrap(),
+        "p 3"
+    );
     node.acknowledge("web", "sandbox-web").await;
     assert!(matches!(proxy.next().await, Message::Drain(_)));
     assert!(matches!(proxy.next().await, Message::Remove(_)));

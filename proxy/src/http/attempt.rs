@@ -5,6 +5,8 @@
 //! a byte of a response (RFC 9112, 9.3.1), or the backend said that it did not process it
 //! (REFUSED_STREAM, GOAWAY). Nothing else.
 
+use std::sync::Arc;
+
 use http::{Request, StatusCode, request};
 use hyper::upgrade::OnUpgrade;
 use tokio::{sync::oneshot, time};
@@ -73,7 +75,7 @@ impl Session {
                     return Err(Failure::new(status, none.label(), none.to_string()));
                 }
             };
-            let address = picked.address;
+            let (address, workload) = (picked.address, Arc::clone(&picked.workload));
             let leased = self.pod.pools.lease(&picked, plan.http2, fresh).await;
             exchange.picked(picked);
             let lease = match leased {
@@ -88,7 +90,10 @@ impl Session {
                     if !again {
                         break;
                     }
-                    tried.push(address);
+                    // One that has joined or left meanwhile is reached in another way now.
+                    if self.state().is_current(&workload) {
+                        tried.push(address);
+                    }
                     continue;
                 }
             };

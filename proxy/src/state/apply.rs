@@ -120,9 +120,13 @@ impl State {
         }
     }
 
-    fn set_workload(&self, workload: Workload, memberships: Vec<Membership>) {
-        let workload = Arc::new(workload);
+    fn set_workload(&self, mut workload: Workload, memberships: Vec<Membership>) {
         let old = self.workloads.with(&*workload.uid, Arc::clone);
+        if let Some(old) = old.as_ref().map(|old| &old.workload) {
+            let same = old.captured == workload.captured && old.sandbox == workload.sandbox;
+            workload.capture_changes = old.capture_changes.wrapping_add(u32::from(!same));
+        }
+        let workload = Arc::new(workload);
         let primary = workload.addresses.first().copied();
         // One load for both families: it is one application that is busy.
         let key = |m: &Membership| Some(SocketAddr::new(primary?, m.targets.port()));

@@ -226,6 +226,7 @@ impl State {
                 let now = &*entry.workload;
                 now.captured == workload.captured
                     && now.sandbox == workload.sandbox
+                    && now.capture_changes == workload.capture_changes
                     && now.identity == workload.identity
                     && now.addresses == workload.addresses
             })

@@ -158,6 +158,7 @@ pub(super) fn workload(
         host_network: from.host_network,
         captured: hbone,
         sandbox: texts.get(&from.sandbox),
+        capture_changes: 0,
         mtls: MtlsMode::try_from(from.mtls)
             .map_err(|_| format!("mtls mode {} is unknown", from.mtls))?,
     };

@@ -229,6 +229,25 @@ async fn a_proxy_gives_an_agent_that_comes_back_what_it_holds_and_only_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_ends_takes_no_new_pod_and_still_says_when_one_is_drained() {
+    let mesh = Mesh::new([unserved("server"), unserved("late")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 0).await, "");
+    mesh.served.shut_down(Duration::ZERO).await;
+    let refusal = agent.add(&mesh, 1).await;
+    assert!(refusal.contains("its successor"), "{refusal}");
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 60_000,
+    };
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    assert!(matches!(
+        agent.receive().await,
+        from_proxy::Message::Drained(drained) if drained.sandbox == "sandbox-server"
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_without_all_of_its_descriptors_is_refused_by_name() {
     let mesh = Mesh::new([unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;

@@ -11,20 +11,22 @@ const ALL: [Phase; 12] = [
     Redirecting,
     Reporting,
     In,
+    Releasing,
     Unreporting,
     Acknowledging,
-    Releasing,
     Draining,
     Removing,
     Gone,
 ];
 
-fn state(phase: Phase, wanted: bool, redirected: bool) -> State {
+/// A state in which `begun` pieces of joining are in force: neither, redirects, or both.
+fn state(phase: Phase, wanted: bool, begun: bool) -> State {
     State {
         phase,
         wanted,
-        redirected,
-        ruled: redirected || matches!(phase, Draining | Removing),
+        redirected: begun && !matches!(phase, Unreporting | Acknowledging),
+        ruled: begun || matches!(phase, Draining | Removing),
+        reported: begun,
         deleted: false,
     }
 }
@@ -57,9 +59,9 @@ fn joining_and_leaving_go_through_the_documented_order() {
     assert_eq!(
         left,
         [
+            Releasing,
             Unreporting,
             Acknowledging,
-            Releasing,
             Draining,
             Removing,
             Out
@@ -86,9 +88,9 @@ fn an_agent_that_starts_takes_up_what_it_finds() {
     assert_eq!(
         left,
         [
+            Releasing,
             Unreporting,
             Acknowledging,
-            Releasing,
             Draining,
             Removing,
             Out
@@ -101,18 +103,22 @@ fn single_steps_are_as_tabled() {
     let cases = [
         // A label that changes while something is on its way.
         (state(Offering, true, false), Wanted(false), Removing),
-        (state(Offering, true, true), Wanted(false), Unreporting),
+        (state(Offering, true, true), Wanted(false), Releasing),
         (state(Listening, true, false), Wanted(false), Listening),
         (state(Listening, false, false), Done, Removing),
-        (state(Listening, false, true), Done, Unreporting),
+        (state(Listening, false, true), Done, Releasing),
         (state(Redirecting, true, false), Wanted(false), Redirecting),
-        (state(Redirecting, false, false), Done, Unreporting),
+        (state(Redirecting, false, false), Done, Releasing),
+        (state(Redirecting, false, true), Done, Releasing),
         (state(Redirecting, false, false), Failed, Removing),
-        (state(Reporting, true, true), Wanted(false), Unreporting),
+        (state(Reporting, true, true), Wanted(false), Releasing),
         (state(Unreporting, false, true), Wanted(true), Listening),
         (state(Acknowledging, false, true), Wanted(true), Listening),
         (state(Releasing, false, true), Wanted(true), Releasing),
         (state(Releasing, true, true), Done, Listening),
+        (state(Releasing, false, true), Done, Unreporting),
+        // It was redirected, and given up before it was reported.
+        (again(Releasing, false), Done, Draining),
         (state(Draining, false, false), Wanted(true), Listening),
         // It joins again while connections are open, and then does not: they are drained.
         (again(Listening, false), Done, Draining),
@@ -181,8 +187,14 @@ fn rules_are_removed_only_after_the_report_was_taken_back_and_connections_draine
                 assert!(!from.redirected, "{from:?} {event:?}");
                 assert!(!from.ruled || from.phase == Draining, "{from:?} {event:?}");
             }
-            if to.phase == Releasing && from.phase != Releasing {
-                assert_eq!(from.phase, Acknowledging);
+            if to.phase == Removing && from.phase != Removing && !to.deleted {
+                assert!(!from.reported, "{from:?} {event:?}");
+            }
+            if to.phase == Draining && from.phase != Draining {
+                assert!(!to.reported && !to.redirected, "{from:?} {event:?}");
+            }
+            if to.phase == Unreporting && from.phase != Unreporting {
+                assert!(!to.redirected, "{from:?} {event:?}");
             }
             if to.phase == Redirecting && from.phase != Redirecting {
                 assert_eq!(from.phase, Offering);

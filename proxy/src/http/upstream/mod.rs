@@ -203,4 +203,5 @@ fn same(made_for: &Arc<Workload>, wanted: &Arc<Workload>) -> bool {
             && made_for.identity == wanted.identity
             && made_for.captured == wanted.captured
             && made_for.sandbox == wanted.sandbox
+            && made_for.capture_changes == wanted.capture_changes
 }

@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::{RouteTable, Target};
+use crate::{
+    model::Workload,
+    state::{RouteTable, Target},
+};
 
 const SERVICES: [&str; 3] = ["shop/a", "shop/b", "web/c"];
 const VIPS: [&str; 3] = ["10.96.0.1", "10.96.0.2", "fd00::1"];
@@ -114,6 +117,13 @@ fn route(table: &RouteTable) -> String {
     }
 }
 
+/// A workload, but for its history, which each order of changes has its own of.
+fn shown(workload: &Workload) -> String {
+    let mut shown = workload.clone();
+    shown.capture_changes = 0;
+    format!("{shown:?}")
+}
+
 /// Everything that look-ups can see.
 fn view(state: &State) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
@@ -130,7 +140,7 @@ fn view(state: &State) -> BTreeSet<String> {
                             t.table.as_deref().map(route)
                         )
                     }
-                    Target::Workload { workload, .. } => format!("{workload:?}"),
+                    Target::Workload { workload, .. } => shown(&workload),
                     // Of what was before, on purpose, and for a minute only.
                     Target::Lost => "external".into(),
                     Target::External => "external".into(),
@@ -138,7 +148,8 @@ fn view(state: &State) -> BTreeSet<String> {
                 seen.insert(format!("{ip} {port} {namespace:?}: {target}"));
             }
         }
-        seen.insert(format!("{ip} is {:?}", state.workload_by_address(ip)));
+        let workload = state.workload_by_address(ip);
+        seen.insert(format!("{ip} is {:?}", workload.as_deref().map(shown)));
     }
     for service in SERVICES {
         for port in [80, 81] {
@@ -160,18 +171,17 @@ fn view(state: &State) -> BTreeSet<String> {
                     known.port(port).iter().flat_map(|p| p.endpoints.iter())
                 {
                     seen.insert(format!(
-                        "{service} {port} {readiness:?} {:?} {:?}",
-                        endpoint.targets, endpoint.workload
+                        "{service} {port} {readiness:?} {:?} {}",
+                        endpoint.targets,
+                        shown(&endpoint.workload)
                     ));
                 }
             });
         }
     }
     for name in 0..4 {
-        seen.insert(format!(
-            "{:?}",
-            state.workload(&format!("shop/pod-{name}/uid"))
-        ));
+        let workload = state.workload(&format!("shop/pod-{name}/uid"));
+        seen.insert(format!("{:?}", workload.as_deref().map(shown)));
     }
     seen
 }

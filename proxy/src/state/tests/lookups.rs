@@ -166,8 +166,20 @@ fn a_connection_is_current_while_it_would_be_made_in_the_same_way() {
 
     let moved = held();
     assert!(state.is_current(&moved));
+    let mut left = pod("a", "10.0.0.9", &[]);
+    set_pods(&state, std::slice::from_ref(&left));
+    let between = held();
+    left.version = "v3".into();
+    set_pods(&state, &[captured(left.clone()), left.clone()]);
+    assert!(
+        !state.is_current(&between),
+        "it joined and left: what was made before may lead through its proxy"
+    );
+
+    let last = held();
+    assert!(state.is_current(&last));
     remove(&state, Kind::Workload, "shop/a/uid");
-    assert!(!state.is_current(&moved));
+    assert!(!state.is_current(&last));
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@
 //! weft-lab-client bytes --to HOST:PORT --send N …      raw bytes against an echo
 //! weft-lab-client probe --to HOST:PORT --seconds S …   requests at fixed times, and their latencies
 //! weft-lab-client flood --kind K --to HOST:PORT …      bursts of what a proxy dislikes
-//! weft-lab-client live --to HOST:PORT --limit MS         a byte stream until it is ended
 //! weft-lab-client dial --to ADDR [--mark N] …       one connection of someone who tries things
+//! weft-lab-client live --to HOST:PORT --limit MS         a byte stream until it is ended
 //! weft-lab-client grpc --to HOST:PORT                   gRPC in every shape
 //! weft-lab-client hold --to HOST:PORT --count N …       connections that are kept
 //! ```
@@ -36,10 +36,10 @@ enum Command {
     Probe(probe::Args),
     /// Floods.
     Flood(flood::Args),
-    /// Keeps a byte stream in use until the other side ends it.
-    Live(live::Args),
     /// One connection, with a mark or from an address of choice.
     Dial(dial::Args),
+    /// Keeps a byte stream in use until the other side ends it.
+    Live(live::Args),
     /// Calls the echo in every shape of gRPC.
     Grpc(grpc::Args),
     /// Opens connections and keeps them.
@@ -57,8 +57,8 @@ async fn main() -> anyhow::Result<()> {
         Command::Bytes(args) => serde_json::to_string(&bytes::run(args).await)?,
         Command::Probe(args) => serde_json::to_string(&probe::run(args).await?)?,
         Command::Flood(args) => serde_json::to_string(&flood::run(args).await?)?,
-        Command::Live(args) => serde_json::to_string(&live::run(args).await)?,
         Command::Dial(args) => serde_json::to_string(&dial::run(args).await)?,
+        Command::Live(args) => serde_json::to_string(&live::run(args).await)?,
         Command::Grpc(args) => serde_json::to_string(&grpc::run(args).await?)?,
         Command::Hold(args) => serde_json::to_string(&hold::run(args).await)?,
     };

@@ -1,0 +1,210 @@
+//! Which failures a crash explains. Failures and incidents in, a verdict each out; pure.
+//!
+//! A proxy that is killed resets what is open through it, by design: a failure is explained only if
+//! its connection was open through that proxy, and its request under way, when it happened. What
+//! begins afterwards waits for the successor, and must be answered.
+
+use std::collections::BTreeMap;
+
+use crate::record::{Cause, Failure};
+
+/// Something that ends connections by design.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Incident {
+    /// What happened.
+    pub kind: IncidentKind,
+    /// The node.
+    pub node: String,
+    /// Unix milliseconds just before it.
+    pub from: u64,
+    /// Unix milliseconds at which its immediate effect was over.
+    pub until: u64,
+}
+
+/// Kinds of incidents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IncidentKind {
+    /// The node's proxy was killed.
+    ProxyKilled,
+    /// Everything of the node was killed.
+    NodeRebooted,
+}
+
+/// Where things are.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// The node of each pod, also of pods that are gone: `namespace/name` of clients, names of
+    /// backends.
+    pub nodes: BTreeMap<String, String>,
+}
+
+/// How long after an incident its resets may still be noticed: resets come at once, but a request
+/// that waits for a pooled tunnel learns of it by the proxies' own time-outs.
+const NOTICED_WITHIN_MS: u64 = 30_000;
+
+impl Incident {
+    /// As in reports.
+    pub fn as_str(&self) -> &'static str {
+        match self.kind {
+            IncidentKind::ProxyKilled => "open connection of a crashed proxy",
+            IncidentKind::NodeRebooted => "open connection of a rebooted node",
+        }
+    }
+
+    fn explains(&self, client: &str, failure: &Failure, places: &Places) -> bool {
+        // Never explained: a wrong answer.
+        let explicable = match failure.cause {
+            Cause::Reset | Cause::ResetIdle | Cause::Eof | Cause::Status | Cause::Timeout => true,
+            // A proxy that is killed leaves its listening sockets to its successor. A node that
+            // reboots takes its pods along, and gives their addresses to others: in plaintext nothing
+            // tells one from the other until the API does.
+            Cause::ConnectRefused | Cause::Connect | Cause::ConnectTimeout | Cause::Backend => {
+                self.kind == IncidentKind::NodeRebooted
+            }
+            Cause::Body | Cause::Peer | Cause::Protocol => false,
+        };
+        // A kept connection that was reset had no request under way: it was open, which is enough.
+        let under_way = failure.cause == Cause::ResetIdle || failure.began <= self.until;
+        let open = failure.conn.opened <= self.until && under_way;
+        let noticed =
+            failure.conn.at >= self.from && failure.conn.at <= self.until + NOTICED_WITHIN_MS;
+        explicable && open && noticed && self.touches(client, failure, places)
+    }
+
+    /// Whether the connection went through the node.
+    fn touches(&self, client: &str, failure: &Failure, places: &Places) -> bool {
+        if places.nodes.get(client) == Some(&self.node) {
+            return true;
+        }
+        match places.nodes.get(&failure.conn.backend) {
+            // A stream has one backend for good. The next request of a connection may have gone to
+            // another: a router chooses each time.
+            Some(node) if failure.kind == crate::record::Kind::Stream => *node == self.node,
+            _ => true,
+        }
+    }
+}
+
+/// The incident that explains a failure, if one does.
+pub fn explanation<'a>(
+    client: &str,
+    failure: &Failure,
+    incidents: &'a [Incident],
+    places: &Places,
+) -> Option<&'a Incident> {
+    incidents
+        .iter()
+        .find(|incident| incident.explains(client, failure, places))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Conn, Kind};
+
+    fn places() -> Places {
+        let nodes = [
+            ("a/client", "n1"),
+            ("b/client", "n2"),
+            ("web-1", "n1"),
+            ("web-2", "n2"),
+        ];
+        Places {
+            nodes: nodes
+                .iter()
+                .map(|(p, n)| ((*p).into(), (*n).into()))
+                .collect(),
+        }
+    }
+
+    fn failure(cause: Cause, kind: Kind, opened: u64, began: u64, at: u64) -> Failure {
+        Failure {
+            conn: Conn {
+                opened,
+                at,
+                backend: "web-2".into(),
+                ..Conn::default()
+            },
+            kind,
+            cause,
+            detail: String::new(),
+            began,
+        }
+    }
+
+    #[test]
+    fn only_what_was_open_through_the_killed_proxy_is_explained() {
+        let incidents = [Incident {
+            kind: IncidentKind::ProxyKilled,
+            node: "n1".into(),
+            from: 1000,
+            until: 1050,
+        }];
+        let cases = [
+            (
+                "open when it was killed",
+                "a/client",
+                failure(Cause::Reset, Kind::KeepAlive, 500, 990, 1010),
+                true,
+            ),
+            (
+                "broke before",
+                "a/client",
+                failure(Cause::Reset, Kind::KeepAlive, 500, 900, 950),
+                false,
+            ),
+            (
+                "a request that began after it",
+                "a/client",
+                failure(Cause::Reset, Kind::KeepAlive, 500, 1100, 1200),
+                false,
+            ),
+            (
+                "a connection that began after it",
+                "a/client",
+                failure(Cause::Eof, Kind::New, 1060, 1060, 1200),
+                false,
+            ),
+            (
+                "a kept connection, found reset at its next use",
+                "a/client",
+                failure(Cause::ResetIdle, Kind::KeepAlive, 500, 1200, 1200),
+                true,
+            ),
+            (
+                "a refused connection",
+                "a/client",
+                failure(Cause::ConnectRefused, Kind::New, 1000, 1000, 1001),
+                false,
+            ),
+            (
+                "a wrong answer",
+                "a/client",
+                failure(Cause::Body, Kind::New, 990, 990, 1001),
+                false,
+            ),
+            (
+                "a stream between others",
+                "b/client",
+                failure(Cause::Reset, Kind::Stream, 500, 500, 1010),
+                false,
+            ),
+            (
+                "a request that may have gone there",
+                "b/client",
+                failure(Cause::Status, Kind::Http2, 500, 1000, 1010),
+                true,
+            ),
+            (
+                "noticed far too late",
+                "a/client",
+                failure(Cause::Reset, Kind::Stream, 500, 500, 40_000),
+                false,
+            ),
+        ];
+        for (what, client, failure, expected) in cases {
+            let found = explanation(client, &failure, &incidents, &places());
+            assert_eq!(found.is_some(), expected, "{what}");
+        }
+    }
+}
