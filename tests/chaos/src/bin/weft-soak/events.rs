@@ -261,14 +261,20 @@ fn kill_proxy(lab: &Lab, node: &str) -> anyhow::Result<Incident> {
     })
 }
 
-/// A process that has ended may still be there as a zombie: its sockets are not.
+/// A process that has ended may still be there as a zombie: its sockets are not. They go with its last
+/// thread, which may outlive the first.
 fn is_running(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(") ")
-        .next()
-        .and_then(|rest| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
 }
 
 /// Strict, then permissive again. Meanwhile a client outside is refused.
