@@ -58,7 +58,7 @@ use crate::{
 };
 
 /// How many sweeps lie between two times at which the metrics' handles are forgotten: once a minute.
-const SWEEPS_PER_SERIES: u32 = 12;
+const SWEEPS_PER_SERIES: u32 = 60;
 
 /// HTTP of one local pod: its connections to backends, which no other pod shares.
 pub struct PodHttp {

@@ -35,8 +35,9 @@ use crate::{
     state::{Picked, State},
 };
 
-/// How often idle connections are looked through.
-pub(super) const SWEEP: Duration = Duration::from_secs(5);
+/// How often idle connections are looked through. One in a tunnel that its server is about to end must be
+/// given up well before the time to drain is over, and no request is to be under way on it then.
+pub(super) const SWEEP: Duration = Duration::from_secs(1);
 
 /// All pools of one pod.
 pub(super) struct Pools {
