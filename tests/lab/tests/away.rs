@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use weft_lab_tests::{Lab, Output, eventually};
+use weft_lab_tests::{Family, Lab, Output, eventually, in_families};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -189,9 +189,10 @@ fn while_the_agent_is_away_pods_of_the_mesh_wait_and_say_why_and_all_others_star
     assert!(!row(&lab, "out")["captured"].as_bool().unwrap_or(true));
 }
 
-#[test]
-fn while_the_controller_is_away_traffic_goes_on_and_what_does_not_is_said() {
-    let lab = Lab::up(&manifests());
+in_families!(while_the_controller_is_away_traffic_goes_on_and_what_does_not_is_said: ipv4, ipv6);
+
+fn while_the_controller_is_away_traffic_goes_on_and_what_does_not_is_said(family: Family) {
+    let lab = Lab::up_in(family, &manifests());
     assert_eq!(lab.get("shop/client", "http://web/").status, 200);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -210,11 +211,8 @@ fn while_the_controller_is_away_traffic_goes_on_and_what_does_not_is_said() {
     // A new pod is a full member towards those that are known, and on its own node.
     assert_eq!(lab.get("shop/known", "http://web/").status, 200);
     until_tunnelled(&lab, "n2", "known");
-    let known = lab.pod_ip("shop", "known");
-    assert_eq!(
-        lab.get("shop/web", &format!("http://{known}:8080/")).status,
-        200
-    );
+    let known = lab.pod_at("shop", "known", 8080);
+    assert_eq!(lab.get("shop/web", &format!("http://{known}/")).status, 200);
     until_tunnelled(&lab, "n2", "web");
 
     let status = lab.weft(&["status"]).ok();

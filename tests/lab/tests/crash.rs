@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use weft_lab_tests::{Lab, Traffic, eventually};
+use weft_lab_tests::{Family, Lab, Traffic, eventually, in_families};
 
 const MANIFESTS: &str = include_str!("../manifests/lives.yaml");
 const SOON: Duration = Duration::from_secs(30);
@@ -106,11 +106,13 @@ spec: {{nodeName: n2, containers: [{{name: sleep, command: [sleep, infinity]}}]}
     )
 }
 
-#[test]
-fn agents_are_killed_under_traffic_and_go_on_with_the_same_sockets() {
+in_families!(agents_are_killed_under_traffic_and_go_on_with_the_same_sockets: ipv4, ipv6);
+
+fn agents_are_killed_under_traffic_and_go_on_with_the_same_sockets(family: Family) {
     let more = [with_pod("joins", "disabled"), with_pod("leaves", "enabled")];
     let more = [more.join("---\n"), with_pod("goes", "enabled")].join("---\n");
-    let lab = Lab::up_with(
+    let lab = Lab::up_in_with(
+        family,
         &["--agent-arg", "--drain-timeout=1s"],
         &format!("{MANIFESTS}---\n{more}"),
     );
@@ -218,11 +220,13 @@ fn agents_are_killed_under_traffic_and_go_on_with_the_same_sockets() {
     assert_eq!(sockets(&netns(&lab, "leaves/pod")), BTreeSet::new());
 }
 
-#[test]
-fn proxies_are_killed_and_new_connections_wait_for_their_successors_with_and_without_a_controller()
-{
+in_families!(proxies_are_killed_and_new_connections_wait_for_their_successors_with_and_without_a_controller: ipv4, ipv6);
+
+fn proxies_are_killed_and_new_connections_wait_for_their_successors_with_and_without_a_controller(
+    family: Family,
+) {
     const REQUESTS: &str = "30";
-    let lab = Lab::up(MANIFESTS);
+    let lab = Lab::up_in(family, MANIFESTS);
     let pods = ["shop/client", "shop/server"].map(|pod| netns(&lab, pod));
     let before: Vec<_> = pods.iter().map(|pod| rules(pod)).collect();
     let echo = Lab::bin("weft-echo").to_string_lossy().into_owned();

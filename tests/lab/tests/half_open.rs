@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use weft_lab_tests::{Lab, eventually};
+use weft_lab_tests::{Family, Lab, eventually, in_families};
 
 /// Two servers of one Service on two nodes, neither the client's; one that is out of the mesh.
 const PODS: &str = r#"apiVersion: v1
@@ -183,9 +183,10 @@ fn peers_that_vanish_are_noticed_and_leave_nothing_behind() {
     vanish(&lab, &of("p.shop.client"), true);
 }
 
-#[test]
-fn a_request_after_the_vanishing_is_answered_by_another_endpoint_in_time() {
-    let lab = Lab::up_with(&LIMITS, PODS);
+in_families!(a_request_after_the_vanishing_is_answered_by_another_endpoint_in_time: ipv4, ipv6);
+
+fn a_request_after_the_vanishing_is_answered_by_another_endpoint_in_time(family: Family) {
+    let lab = Lab::up_in_with(family, &LIMITS, PODS);
     lab.apply(
         "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_lab_tests::{Lab, Traffic, eventually};
+use weft_lab_tests::{Family, Lab, Traffic, eventually, in_families};
 
 const MANIFESTS: &str = include_str!("../manifests/lives.yaml");
 const SOON: Duration = Duration::from_secs(30);
@@ -68,11 +68,12 @@ fn rules(lab: &Lab, pod: &str) -> String {
     String::from_utf8_lossy(&rules.stdout).into_owned()
 }
 
-#[test]
-fn a_namespace_joins_and_leaves_under_traffic_and_no_connection_is_lost() {
+in_families!(a_namespace_joins_and_leaves_under_traffic_and_no_connection_is_lost: ipv4, ipv6, dual);
+
+fn a_namespace_joins_and_leaves_under_traffic_and_no_connection_is_lost(family: Family) {
     let drain = format!("--drain-timeout={}s", DRAIN.as_secs());
     let plain = MANIFESTS.replace("weft.dev/mesh: enabled", "weft.dev/mesh: disabled");
-    let lab = Lab::up_with(&["--agent-arg", &drain], &plain);
+    let lab = Lab::up_in_with(family, &["--agent-arg", &drain], &plain);
     let mut traffic = Traffic::from(&lab, "shop/client");
     let http = "http://server.shop/";
     traffic.client("kept", http, &["--rate", "60", "-c", "6", "--keep-alive"]);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use weft_lab_tests::{Lab, eventually};
+use weft_lab_tests::{Family, Lab, at, eventually, in_families};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In requests, and so in whatever is sent in clear.
@@ -77,20 +77,20 @@ spec:
 fn dial_all(lab: &Lab, pod: &str, addresses: &[String]) {
     let echo = Lab::bin("weft-echo").to_string_lossy().into_owned();
     let one = format!(
-        "{echo} client http://$ip:8080/{SECRET} --rate 20 --concurrency 8 --duration 2s --timeout 400ms --summary >/dev/null 2>&1 &"
+        "{echo} client http://$to/{SECRET} --rate 20 --concurrency 8 --duration 2s --timeout 400ms --summary >/dev/null 2>&1 &"
     );
-    let all = format!("for ip in {}; do {one} done; wait", addresses.join(" "));
+    let all = format!("for to in {}; do {one} done; wait", addresses.join(" "));
     lab.exec(pod, &["sh", "-c", &all]);
 }
 
-/// The addresses of the mesh's pods on n2.
+/// Where the mesh's pods on n2 serve.
 fn mesh_addresses(lab: &Lab) -> Vec<String> {
     let pods = lab.status()["pods"].as_array().cloned().unwrap_or_default();
     let on_n2 = pods
         .iter()
         .filter(|pod| pod["node"] == "n2" && pod["captured"] == true);
     on_n2
-        .filter_map(|pod| Some(pod["address"].as_str()?.to_owned()))
+        .filter_map(|pod| Some(at(pod["address"].as_str()?, 8080)))
         .collect()
 }
 
@@ -140,13 +140,14 @@ fn until_served(lab: &Lab) {
     });
 }
 
-#[test]
-fn a_node_that_reboots_never_sends_or_gets_a_byte_in_clear_whatever_starts_first() {
-    let lab = Lab::up(&manifests());
+in_families!(a_node_that_reboots_never_sends_or_gets_a_byte_in_clear_whatever_starts_first: ipv4, ipv6);
+
+fn a_node_that_reboots_never_sends_or_gets_a_byte_in_clear_whatever_starts_first(family: Family) {
+    let lab = Lab::up_in(family, &manifests());
     until_served(&lab);
     let capture = lab.capture(&[SECRET, PLAIN]);
-    let outside = lab.pod_ip("plain", "server");
-    let url = format!("http://{outside}:8080/{PLAIN}");
+    let outside = lab.pod_at("plain", "server", 8080);
+    let url = format!("http://{outside}/{PLAIN}");
     assert_eq!(lab.get("plain/client", &url).status, 200);
 
     let addresses = mesh_addresses(&lab);
