@@ -41,7 +41,7 @@ $(PEER):
 	@cd tests/peer && CGO_ENABLED=0 go build -trimpath -o $@ .
 
 .PHONY: lint
-lint: ## Formatting, clippy and cargo-deny
+lint: ## Formatting, clippy, go vet, helm lint and cargo-deny
 	@scripts/lint.sh
 
 .PHONY: bench

@@ -1,9 +1,25 @@
 #!/usr/bin/env bash
-# Formatting, clippy without warnings, and what may be in the dependency tree.
+# Formatting, clippy and vet without warnings, the chart, and what may be in the dependency tree.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+unformatted=$(gofmt -l $(git ls-files '*.go'))
+if [ -n "$unformatted" ]; then
+  printf 'weft: not as gofmt writes it:\n%s\n' "$unformatted" >&2
+  exit 1
+fi
+for module in $(git ls-files '*go.mod'); do
+  # To vet what imports all of Kubernetes is to compile that: its own build says what is wrong there.
+  if ! grep -q 'k8s.io/kubernetes ' "$module"; then
+    (cd "$(dirname "$module")" && go vet ./...)
+  fi
+done
+(cd tests/chart && go test -count=1 -run Lint . >/dev/null) || {
+  echo "weft: helm lint finds fault with charts/weft: cd tests/chart && go test -run Lint ." >&2
+  exit 1
+}
 
 # cargo-deny is kept in the cache: it takes minutes to build, and seconds to run. Advisories need
 # a database from the network and are checked at release time (CONTRIBUTING.md).

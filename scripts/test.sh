@@ -33,6 +33,17 @@ export WEFT_BIN_DIR WEFT_PEER
 say "tests"
 cargo test --workspace --no-fail-fast 2>&1 | tee "$log" || status=1
 
+# go_tests FOLDER [ARGUMENTS of go test]: the tests of a Go module, counted as cargo's are.
+go_tests() {
+  local folder=$1
+  shift
+  # Never a cached result: what is tested is not in the module.
+  (cd "$folder" && go test -count=1 -v "$@" ./...) 2>&1 | tee -a "$log" | grep -v '^=== ' || status=1
+}
+
+say "chart"
+go_tests tests/chart
+
 say "what stayed behind"
 state >"$after"
 leftovers=0
@@ -44,6 +55,8 @@ fi
 
 awk -v left="$leftovers" -v status="$status" '
   /^test result:/ { for (i = 1; i <= NF; i++) { if ($i == "passed;") p += $(i-1); if ($i == "failed;") f += $(i-1) } }
+  /^--- PASS:/ { p++ }
+  /^--- FAIL:/ { f++ }
   END {
     f += left
     if (status && !f) f = 1   # lint or a build failed: no test could say so
