@@ -22,6 +22,7 @@ use weft_controller::{
     publish::{auth::FileTokens, root},
     run::{self, Parts},
 };
+use weft_source::Scope;
 
 /// Compiles objects to proxy configuration, streams it, writes status, signs certificates.
 #[derive(Parser)]
@@ -87,7 +88,7 @@ async fn start(options: Options) -> anyhow::Result<()> {
     root::replace(&options.bundle_out, bundle.as_bytes(), 0o644)?;
     let tokens = FileTokens::open(&options.node_tokens)
         .with_context(|| format!("read the node tokens {}", options.node_tokens.display()))?;
-    let (source, writer) = weft_source::open(&options.source)?;
+    let (source, writer) = weft_source::open(&options.source, Scope::Mesh).await?;
     let parts = Parts {
         source,
         writer,

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use weft_source::Scope;
 
 /// Captures the pods of one node: redirect rules and listening sockets in their network namespaces,
 /// handed to the node's proxies.
@@ -55,7 +56,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let (source, writer) = weft_source::open(&arguments.source)?;
+    let (source, writer) =
+        weft_source::open(&arguments.source, Scope::Node(arguments.node.clone())).await?;
     let config = weft_cni::agent::Config {
         node: arguments.node,
         run_dir: arguments.run_dir,

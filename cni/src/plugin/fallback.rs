@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weft_source::SourceError;
+use weft_source::{Scope, SourceError};
 
 use super::NetworkConfig;
 use crate::{
@@ -27,7 +27,8 @@ pub(super) fn belongs_into_mesh(
         .build()
         .map_err(io)?;
     runtime.block_on(async {
-        let (source, _) = weft_source::open(&config.source)?;
+        let (source, _) =
+            weft_source::open(&config.source, Scope::Node(config.node.clone())).await?;
         let mut objects = Objects::default();
         for key in [
             namespace_key(&sandbox.namespace),

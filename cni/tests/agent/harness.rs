@@ -81,7 +81,7 @@ impl Node {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("api/manifests")).unwrap();
-        let (source, writer) = weft_source::open(&Self::spec(dir.path())).unwrap();
+        let (source, writer) = Self::open(dir.path());
         Self {
             dir,
             source,
@@ -97,6 +97,15 @@ impl Node {
             add_timeout: Duration::from_millis(700),
             ..Self::new()
         }
+    }
+
+    fn open(dir: &Path) -> weft_source::SourceAndWriter {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let spec = Self::spec(dir);
+        let opened = weft_source::open(&spec, weft_source::Scope::Node("one".into()));
+        runtime.block_on(opened).unwrap()
     }
 
     fn spec(dir: &Path) -> String {

@@ -7,6 +7,7 @@
 
 pub mod defaults;
 pub mod folder;
+pub mod kubernetes;
 
 use std::{collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -111,16 +112,35 @@ pub trait Writer: Send + Sync {
 /// Both directions of one source.
 pub type SourceAndWriter = (Arc<dyn Source>, Arc<dyn Writer>);
 
-/// Opens what `spec` names: `folder:DIR`.
-pub fn open(spec: &str) -> Result<SourceAndWriter, SourceError> {
-    match spec.split_once(':') {
-        Some(("folder", root)) if !root.is_empty() => {
+/// Which objects a part of weft needs. `get` and the writer are not bound to it: what they may do
+/// is a matter of the caller's rights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All kinds that the controller reads, of the whole cluster.
+    Mesh,
+    /// Namespaces, and the pods of this node: what agent and plugin need. The folder, small as it
+    /// is, shows everything all the same.
+    Node(String),
+}
+
+/// Opens what `spec` names: `folder:DIR`, `kubernetes` (from within a pod, else as `KUBECONFIG`
+/// says) or `kubernetes:FILE` (a kubeconfig).
+pub async fn open(spec: &str, scope: Scope) -> Result<SourceAndWriter, SourceError> {
+    let (kind, place) = spec.split_once(':').unwrap_or((spec, ""));
+    match (kind, place) {
+        ("folder", root) if !root.is_empty() => {
             let source = folder::FolderSource::new(root);
             let writer = source.writer();
             Ok((Arc::new(source), Arc::new(writer)))
         }
+        ("kubernetes", place) => {
+            let client = kubernetes::client(place).await?;
+            let source = kubernetes::KubernetesSource::new(client, scope);
+            let writer = source.writer();
+            Ok((Arc::new(source), Arc::new(writer)))
+        }
         _ => Err(SourceError::Other(format!(
-            "source {spec:?} is not known; give folder:DIR"
+            "source {spec:?} is not known; give folder:DIR, kubernetes or kubernetes:KUBECONFIG"
         ))),
     }
 }

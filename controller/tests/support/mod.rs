@@ -77,8 +77,12 @@ impl Control {
         tls::install_crypto_provider();
         let root = root::load_or_create(&folder.path().join("ca"), "cluster.local").unwrap();
         let bundle = root.trust_bundle().unwrap();
-        let (source, writer) =
-            weft_source::open(&format!("folder:{}", folder.path().join("api").display())).unwrap();
+        let (source, writer) = weft_source::open(
+            &format!("folder:{}", folder.path().join("api").display()),
+            weft_source::Scope::Mesh,
+        )
+        .await
+        .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let debug = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -9,7 +9,7 @@ use tokio::{sync::mpsc::Receiver, time::timeout};
 use weft_api::names::CONTROLLER_NAME;
 
 use super::*;
-use crate::{Writer, open};
+use crate::{Scope, Writer, open};
 
 /// What a reader of events knows.
 #[derive(Default, Debug, PartialEq)]
@@ -351,7 +351,9 @@ async fn what_is_written_back_is_laid_over_the_manifest() {
     fs::write(path, manifest.to_string()).unwrap();
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {a: b}}, status: {phase: Running, conditions: [{type: Ready, status: 'True'}]}}";
     fs::write(folder.path().join("manifests/p.yaml"), pod).unwrap();
-    let (source, writer) = open(&format!("folder:{}", folder.path().display())).unwrap();
+    let (source, writer) = open(&format!("folder:{}", folder.path().display()), Scope::Mesh)
+        .await
+        .unwrap();
     let mut events = source.watch().await.unwrap();
     let mut seen = Seen::default();
     while !seen.take(events.recv().await.unwrap()) {}
@@ -462,8 +464,8 @@ async fn a_folder_that_is_not_there_is_named_in_the_error() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("/nonexistent/weft"), "{error}");
-    for spec in ["kubernetes", "folder:", "folder", "s3:bucket"] {
-        let error = open(spec).err().unwrap().to_string();
+    for spec in ["folder:", "folder", "s3:bucket"] {
+        let error = open(spec, Scope::Mesh).await.err().unwrap().to_string();
         assert!(error.contains("give folder:DIR"), "{error}");
     }
 }
