@@ -13,6 +13,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 BIN := $(CARGO_TARGET_DIR)/debug
 RELEASE_BIN := $(CARGO_TARGET_DIR)/release
 PEER := $(WEFT_CACHE)/bin/hbone-peer-$(shell cat tests/peer/go.sum tests/peer/*.go 2>/dev/null | sha256sum | cut -c1-12)
+CLUSTER_SOURCES := $(shell find tests/cluster -name '*.go' -o -name 'go.*' -o -name '*.yaml' 2>/dev/null | grep -v _test.go | sort)
+CLUSTER := $(WEFT_CACHE)/cluster/bin/weft-cluster-$(shell cat $(CLUSTER_SOURCES) | sha256sum | cut -c1-12)
+# As Kubernetes itself is compiled (tests/cluster/build), so that what both need is compiled once.
+GO_CHEAP := CGO_ENABLED=0 GOGC=400 GOFLAGS="-buildvcs=false -trimpath '-gcflags=all=-l -dwarf=false'"
 
 .PHONY: help
 help: ## This list
@@ -21,6 +25,10 @@ help: ## This list
 .PHONY: setup
 setup: ## Install what is missing on a Debian machine, or say what is
 	@scripts/setup.sh
+
+.PHONY: setup-test
+setup-test:
+	@scripts/setup.sh test
 
 .PHONY: build
 build: setup ## Build every program (debug)
@@ -33,6 +41,31 @@ demo: build ## The mesh on this machine: two nodes, mTLS, a live canary (KEEP=1 
 .PHONY: test
 test: setup ## Every test, ending with a line of counts
 	@scripts/test.sh
+
+.PHONY: cluster
+cluster: setup-test $(CLUSTER) ## A real Kubernetes on this machine, with weft (NODES=2 WEFT=0 PROXY_MODE=iptables RELEASE=1)
+	@$(CLUSTER) up --nodes $(or $(NODES),2) --proxy-mode $(or $(PROXY_MODE),nftables) \
+	  --weft=$(if $(filter 0,$(WEFT)),false,true) $(if $(RELEASE),--release)
+
+.PHONY: cluster-down
+cluster-down: $(CLUSTER) ## End that cluster; nothing of it stays but the cache
+	@$(CLUSTER) down
+
+.PHONY: cluster-status
+cluster-status: $(CLUSTER)
+	@$(CLUSTER) status
+
+.PHONY: images
+images: $(CLUSTER) ## Weft's images as OCI archives, for clusters of your own (OUT=folder RELEASE=1)
+	@$(CLUSTER) images $(if $(OUT),--out "$(abspath $(OUT))") $(if $(RELEASE),--release)
+
+$(CLUSTER):
+	@mkdir -p $(@D)
+	@cd tests/cluster && $(GO_CHEAP) go build -o $@ ./cmd/weft-cluster
+
+.PHONY: print-cluster
+print-cluster: $(CLUSTER)
+	@echo $(CLUSTER)
 
 .PHONY: peer
 peer: $(PEER)

@@ -16,6 +16,11 @@ unshare -n true 2>/dev/null || fail "this kernel or container refuses network na
 
 # package:program, the program being looked up where Debian puts it.
 wanted="iproute2:ip nftables:nft containernetworking-plugins:/usr/lib/cni/bridge"
+if [ "${1:-}" = test ]; then
+  # What the tests' cluster is made of besides Kubernetes itself, which is compiled (tests/cluster).
+  command -v go >/dev/null || fail "go is missing; install Go 1.26 or newer from https://go.dev/dl"
+  wanted="$wanted containerd:containerd runc:runc conntrack:conntrack iptables:iptables util-linux:nsenter"
+fi
 missing=""
 for pair in $wanted; do
   program=${pair#*:}

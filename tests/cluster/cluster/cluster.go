@@ -1,0 +1,130 @@
+// Package cluster brings a real Kubernetes up on one machine, and down again: a control plane and nodes, each a
+// machine of its own made of namespaces, with kubelet, containerd, kube-proxy and CoreDNS as anywhere else.
+//
+// In: a checkout, the cache, and what to bring up. Out: a kubeconfig. Nothing is remembered but what the
+// machines themselves hold, so that up and down may be called at any time, also after either was killed.
+//
+//	up.go       the order in which things come up
+//	down.go     what is left is found and ended
+//	images.go   which images there are, and into which nodes they go
+//	weft.go     weft by its chart, and the Gateway API's definitions
+//	node.go     what tests do on and to a node
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"weft.dev/tests/cluster/api"
+	"weft.dev/tests/cluster/build"
+	"weft.dev/tests/cluster/kubernetes"
+	"weft.dev/tests/cluster/machine"
+)
+
+// Cluster is the test cluster of this machine; there is one at most, for its addresses are fixed.
+type Cluster struct {
+	Tree  build.Tree
+	state string
+	start time.Time
+}
+
+// New is the cluster of a checkout, up or not. It reads WEFT_CACHE.
+func New(from string, out io.Writer) (*Cluster, error) {
+	repo, err := build.FindRepo(from)
+	if err != nil {
+		return nil, err
+	}
+	cache := os.Getenv("WEFT_CACHE")
+	if cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return nil, err
+		}
+		cache = filepath.Join(dir, "weft")
+	}
+	if cache, err = filepath.Abs(cache); err != nil {
+		return nil, err
+	}
+	return &Cluster{
+		Tree:  build.Tree{Repo: repo, Cache: cache, Out: out},
+		state: filepath.Join(cache, "run", "cluster"),
+		start: time.Now(),
+	}, nil
+}
+
+// Kubeconfig is the administrator's kubeconfig. It exists while the cluster is up.
+func (c *Cluster) Kubeconfig() string { return kubernetes.AdminKubeconfig(c.controlPlane()) }
+
+// Client connects to the cluster.
+func (c *Cluster) Client() (*api.Client, error) { return api.Open(c.Kubeconfig()) }
+
+const controlPlane = "control-plane"
+
+func (c *Cluster) controlPlane() machine.Machine { return c.machine(controlPlane) }
+
+func (c *Cluster) machine(name string) machine.Machine {
+	return machine.Machine{Dir: filepath.Join(c.state, name), Name: name}
+}
+
+// Node is the node of a name, as node1.
+func (c *Cluster) Node(name string) (kubernetes.Node, error) {
+	digits, found := strings.CutPrefix(name, "node")
+	number, err := strconv.Atoi(digits)
+	if !found || err != nil || number < 1 {
+		return kubernetes.Node{}, fmt.Errorf("no node %s: nodes are node1, node2 and so on", name)
+	}
+	return c.node(number), nil
+}
+
+func (c *Cluster) node(number int) kubernetes.Node {
+	return kubernetes.Node{Machine: c.machine(fmt.Sprintf("node%d", number)), Number: number}
+}
+
+// say prints a line of progress with the seconds since the beginning.
+func (c *Cluster) say(format string, args ...any) {
+	fmt.Fprintf(c.Tree.Out, "%6.1fs  %s\n", time.Since(c.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// lock keeps two ups and downs from each other's way. It ends with the process.
+func (c *Cluster) lock(ctx context.Context) (release func(), err error) {
+	if err := os.MkdirAll(c.state, 0o755); err != nil {
+		return nil, err
+	}
+	file, err := os.Create(filepath.Join(filepath.Dir(c.state), "cluster.lock"))
+	if err != nil {
+		return nil, err
+	}
+	said := false
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, err
+		}
+		if !said {
+			c.say("another `make cluster` or `make cluster-down` is at work; waiting for it")
+			said = true
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return !errors.Is(err, fs.ErrNotExist)
+}
