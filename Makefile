@@ -17,10 +17,11 @@ CLUSTER_SOURCES := $(shell find tests/cluster -name '*.go' -o -name 'go.*' -o -n
 CLUSTER := $(WEFT_CACHE)/cluster/bin/weft-cluster-$(shell cat $(CLUSTER_SOURCES) | sha256sum | cut -c1-12)
 # As Kubernetes itself is compiled (tests/cluster/build), so that what both need is compiled once.
 GO_CHEAP := CGO_ENABLED=0 GOGC=400 GOFLAGS="-buildvcs=false -trimpath '-gcflags=all=-l -dwarf=false'"
+CONFORMANCE := $(WEFT_CACHE)/cluster/bin/conformance-$(shell cat tests/conformance/go.sum tests/conformance/*.go 2>/dev/null | sha256sum | cut -c1-12)
 
 .PHONY: help
 help: ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## Install what is missing on a Debian machine, or say what is
@@ -62,6 +63,22 @@ images: $(CLUSTER) ## Weft's images as OCI archives, for clusters of your own (O
 $(CLUSTER):
 	@mkdir -p $(@D)
 	@cd tests/cluster && $(GO_CHEAP) go build -o $@ ./cmd/weft-cluster
+
+# A KUBECONFIG in the environment is not taken: whose cluster it is to be must be said.
+.PHONY: conformance
+ifeq ($(origin KUBECONFIG),command line)
+conformance: $(CLUSTER) $(CONFORMANCE) ## The Gateway API's mesh suite (KUBECONFIG=file of your own cluster, RUN=TestName, REPORTS=folder)
+	@KUBECONFIG=$(abspath $(KUBECONFIG)) tests/conformance/run.sh $(CLUSTER) $(CONFORMANCE)
+else
+conformance: cluster $(CONFORMANCE)
+	@KUBECONFIG=$$($(CLUSTER) kubeconfig) tests/conformance/run.sh $(CLUSTER) $(CONFORMANCE)
+endif
+export RUN REPORTS
+
+$(CONFORMANCE):
+	@mkdir -p $(@D)
+	@echo "weft: building the conformance suite (once)" >&2
+	@cd tests/conformance && GOTOOLCHAIN=go1.27.0 $(GO_CHEAP) go test -c -o $@ .
 
 .PHONY: print-cluster
 print-cluster: $(CLUSTER)

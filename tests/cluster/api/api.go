@@ -165,6 +165,20 @@ func (c *Client) Patch(ctx context.Context, kind, namespace, name, patch string)
 	return nil
 }
 
+// Serves says whether the cluster has an API group.
+func (c *Client) Serves(group string) (bool, error) {
+	groups, err := c.Discovery().ServerGroups()
+	if err != nil {
+		return false, err
+	}
+	for _, served := range groups.Groups {
+		if served.Name == group {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // Kind is the interface for the objects of a kind, as Pod or HTTPRoute.gateway.networking.k8s.io.
 func (c *Client) Kind(kind, namespace string) (dynamic.ResourceInterface, error) {
 	group := parseKind(kind)

@@ -19,14 +19,15 @@ import (
 
 const usage = `usage: weft-cluster COMMAND
 
-  up       bring the cluster up, build and install weft
-             --nodes 2  --proxy-mode nftables|iptables  --weft=false  --release
-  down     end it and remove what it made
-  status   what runs
-  exec     run a program on a node: exec node1 ip addr
-  restart  a node's containerd, kubelet or kube-proxy: restart node1 kubelet
-  crds     install the Gateway API's definitions: --kubeconfig FILE (any cluster)
-  images   write the images as OCI archives: --out DIR  --release
+  up          bring the cluster up, build and install weft
+                --nodes 2  --proxy-mode nftables|iptables  --weft=false  --release
+  down        end it and remove what it made
+  status      what runs
+  exec        run a program on a node: exec node1 ip addr
+  restart     a node's containerd, kubelet or kube-proxy: restart node1 kubelet
+  kubeconfig  print where the kubeconfig is
+  crds        install the Gateway API's definitions, in any cluster: --kubeconfig FILE  --if-absent
+  images      write the images as OCI archives: --out DIR  --release
 `
 
 func main() {
@@ -99,6 +100,9 @@ func run(ctx context.Context, args []string) error {
 		return c.Down(ctx)
 	case "status":
 		return c.Status(os.Stdout)
+	case "kubeconfig":
+		fmt.Println(c.Kubeconfig())
+		return nil
 	case "restart":
 		if len(rest) != 2 {
 			return errUsage
@@ -108,12 +112,18 @@ func run(ctx context.Context, args []string) error {
 		return execute(ctx, c, rest)
 	case "crds":
 		kubeconfig := flags.String("kubeconfig", c.Kubeconfig(), "of the cluster")
+		ifAbsent := flags.Bool("if-absent", false, "leave alone what another has installed")
 		if err := flags.Parse(rest); err != nil {
 			return err
 		}
 		client, err := api.Open(*kubeconfig)
 		if err != nil {
 			return err
+		}
+		if *ifAbsent {
+			if there, err := client.Serves("gateway.networking.k8s.io"); there || err != nil {
+				return err
+			}
 		}
 		return c.InstallGatewayAPI(ctx, client)
 	case "images":
