@@ -1,8 +1,9 @@
 //! Which failures a crash explains. Failures and incidents in, a verdict each out; pure.
 //!
 //! A proxy that is killed resets what is open through it, by design: a failure is explained only if
-//! its connection was open through that proxy, and its request under way, when it happened. What
-//! begins afterwards waits for the successor, and must be answered.
+//! its connection was open through that proxy, and its request under way, when it happened (or the
+//! connection was the client's own to that proxy, whose end it had not read yet). What begins
+//! afterwards waits for the successor, and must be answered.
 
 use std::collections::BTreeMap;
 
@@ -63,17 +64,26 @@ impl Incident {
             }
             Cause::Body | Cause::Peer | Cause::Protocol => false,
         };
-        // A kept connection that was reset had no request under way: it was open, which is enough.
-        let under_way = failure.cause == Cause::ResetIdle || failure.began <= self.until;
+        // A client's own connection ends with its node's proxy: whatever is sent on it afterwards,
+        // before the client has read that, fails. So does, by definition, a kept connection that was
+        // found reset with no request under way.
+        let ended =
+            matches!(failure.cause, Cause::Reset | Cause::Eof) && self.is_of(client, places);
+        let under_way = ended || failure.cause == Cause::ResetIdle || failure.began <= self.until;
         let open = failure.conn.opened <= self.until && under_way;
         let noticed =
             failure.conn.at >= self.from && failure.conn.at <= self.until + NOTICED_WITHIN_MS;
         explicable && open && noticed && self.touches(client, failure, places)
     }
 
+    /// Whether the client is on the node.
+    fn is_of(&self, client: &str, places: &Places) -> bool {
+        places.nodes.get(client) == Some(&self.node)
+    }
+
     /// Whether the connection went through the node.
     fn touches(&self, client: &str, failure: &Failure, places: &Places) -> bool {
-        if places.nodes.get(client) == Some(&self.node) {
+        if self.is_of(client, places) {
             return true;
         }
         match places.nodes.get(&failure.conn.backend) {
@@ -154,8 +164,20 @@ mod tests {
                 false,
             ),
             (
-                "a request that began after it",
+                "sent on a connection of the killed proxy's before its end was read",
                 "a/client",
+                failure(Cause::Reset, Kind::Grpc, 500, 1051, 1052),
+                true,
+            ),
+            (
+                "the same, answered with an error",
+                "a/client",
+                failure(Cause::Status, Kind::Grpc, 500, 1051, 1052),
+                false,
+            ),
+            (
+                "a request that began after it, through another proxy",
+                "b/client",
                 failure(Cause::Reset, Kind::KeepAlive, 500, 1100, 1200),
                 false,
             ),
