@@ -1,45 +1,20 @@
 //! A pod's limits: what is beyond them waits or is shed, is counted under the pod's name, is no
 //! other pod's business, and is over when the load is.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
     time::timeout,
 };
 use weft_proxy::settings::Settings;
 
-use crate::mesh::{Mesh, captured, outside, until};
+use crate::mesh::{Mesh, captured, dial, echo, outside, ping, until};
 
 const PORT: u16 = 8080;
 /// Long enough to see that something waits; what goes wrong sooner or later fails a test either way.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-/// Answers each byte with itself.
-fn echo(listener: TcpListener) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-                let _ = write.shutdown().await;
-            });
-        }
-    })
-}
-
-async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"x").await?;
-    stream.read_exact(&mut [0; 1]).await.map(drop)
-}
-
-async fn dial(mesh: &Mesh, from: usize, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let mut stream = mesh.host(from).dial(to).await?;
-    ping(&mut stream).await?;
-    Ok(stream)
-}
 
 fn shed(pod: &str, reason: &str) -> String {
     format!(r#"weft_shed_total{{namespace="shop",pod="{pod}",reason="{reason}"}}"#)

@@ -9,7 +9,12 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use prost::Message;
-use tokio::{net::TcpStream, runtime::Handle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+    task::JoinHandle,
+};
 use weft_api::{
     config::{self, MtlsMode, Tunnel},
     handover::ListenerKind,
@@ -382,4 +387,30 @@ pub(crate) fn reset(stream: TcpStream) {
 /// The peer as the application sees it, without IPv4-in-IPv6.
 pub(crate) fn seen(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
+}
+
+/// Answers each byte with itself.
+pub(crate) fn echo(listener: TcpListener) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            });
+        }
+    })
+}
+
+/// A byte there and back.
+pub(crate) async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"x").await?;
+    stream.read_exact(&mut [0; 1]).await.map(drop)
+}
+
+/// A connection to an [`echo`] that has answered.
+pub(crate) async fn dial(mesh: &Mesh, from: usize, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let mut stream = mesh.host(from).dial(to).await?;
+    ping(&mut stream).await?;
+    Ok(stream)
 }

@@ -1,44 +1,19 @@
 //! Which connections share a tunnel, and what becomes of tunnels.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::{join_all, try_join_all};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    net::TcpListener,
 };
 use tokio_rustls::TlsAcceptor;
 use weft_certs::tls;
 use weft_proxy::settings::Settings;
 
-use crate::mesh::{Mesh, Spec, captured, until};
+use crate::mesh::{Mesh, Spec, captured, dial, echo, ping, until};
 
 const PORT: u16 = 8080;
-
-/// Answers each byte with itself.
-fn echo(listener: TcpListener) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = stream.split();
-                let _ = tokio::io::copy(&mut read, &mut write).await;
-                let _ = write.shutdown().await;
-            });
-        }
-    })
-}
-
-async fn ping(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"x").await?;
-    stream.read_exact(&mut [0; 1]).await.map(drop)
-}
-
-async fn dial(mesh: &Mesh, from: usize, to: SocketAddr) -> std::io::Result<TcpStream> {
-    let mut stream = mesh.host(from).dial(to).await?;
-    ping(&mut stream).await?;
-    Ok(stream)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_pods_of_one_service_account_never_share_a_tunnel() {
