@@ -73,9 +73,7 @@ impl Readiness {
             .map(|(name, reason)| format!("{name}: {reason}"))
             .collect()
     }
-}
 
-impl Readiness {
     /// `ready`, and a line for each thing that does not go on all the same.
     fn notes(&self) -> String {
         let noted = self.noted.lock();

@@ -62,17 +62,14 @@ const HESITATION: Duration = Duration::from_millis(20);
 
 impl Abandoned {
     fn count(&self, abandoned: bool) {
-        let counted = self
+        let next = |count: usize| match abandoned {
+            true => Some((count + 1).min(2 * ABANDONED)),
+            // None: zero stays zero.
+            false => count.checked_sub(1),
+        };
+        let _ = self
             .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                if abandoned {
-                    Some((count + 1).min(2 * ABANDONED))
-                } else {
-                    count.checked_sub(1)
-                }
-            });
-        // Zero stays zero.
-        let _ = counted;
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
     async fn wait(&self) {

@@ -110,7 +110,8 @@ impl Pod {
             Arc::clone(&info.name),
             settings,
         );
-        node.telemetry.limits(&limits);
+        let share = Share::new(node.busy_threads.clone());
+        node.telemetry.pod(&limits, share.busy());
         let pool = Pool::new(
             netns.clone(),
             spiffe.clone(),
@@ -133,9 +134,6 @@ impl Pod {
             Arc::clone(&limits),
         );
         let mode = Mode::new(info.strict);
-        let share = Share::new(node.busy_threads.clone());
-        node.telemetry
-            .pod_busy(&info.namespace, &info.name, share.busy());
         let pod = Arc::new(Self {
             mode,
             report,

@@ -24,7 +24,7 @@ pub struct ByPod {
 }
 
 impl ByPod {
-    /// `name` without `_total`. To be given to [`super::Telemetry::collect`].
+    /// `name` without `_total`. To be registered as a collector.
     pub fn new(name: &'static str, help: &'static str) -> Self {
         Self {
             name,
@@ -34,10 +34,10 @@ impl ByPod {
     }
 
     /// It happened, for a reason that is a word of the program.
-    pub fn add(&self, namespace: &Arc<str>, pod: &Arc<str>, reason: &'static str, count: u64) {
+    pub fn add(&self, namespace: &Arc<str>, pod: &Arc<str>, reason: &'static str) {
         let mut pods = self.pods.lock();
         let pod = pods.entry((Arc::clone(namespace), Arc::clone(pod)));
-        *pod.or_default().entry(reason).or_default() += count;
+        *pod.or_default().entry(reason).or_default() += 1;
     }
 
     /// The pod is gone.

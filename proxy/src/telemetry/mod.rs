@@ -6,7 +6,6 @@
 //! labels are words of the program and so few.
 
 pub mod access_log;
-mod busy;
 mod by_pod;
 mod connections;
 mod histogram;
@@ -29,7 +28,6 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::{
-    collector::Collector,
     encoding::text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Metric, Registry},
@@ -43,7 +41,6 @@ pub use self::{
     requests::Requests,
 };
 use self::{
-    busy::{Busy, BusyCollector},
     connections::{ConnectionCollector, Connections},
     pods::PodCollector,
     requests::RequestCollector,
@@ -71,7 +68,6 @@ pub struct Telemetry {
     tunnels: Family<Words<1>, Gauge>,
     sniff_fallbacks: Family<Words<1>, Counter>,
     protocol_errors: Family<Words<2>, Counter>,
-    busy: Arc<Busy>,
     log_dropped: Counter,
     xds_connected: Gauge,
     xds_failures: Counter,
@@ -134,8 +130,6 @@ impl Telemetry {
         let registry = &mut metrics.0;
         registry.register_collector(Box::new(RequestCollector(Arc::clone(&requests))));
         registry.register_collector(Box::new(ConnectionCollector(Arc::clone(&connections))));
-        let busy = Arc::<Busy>::default();
-        registry.register_collector(Box::new(BusyCollector(Arc::clone(&busy))));
         registry.register_collector(Box::new(process::Process));
         let limits = Arc::<pods::Pods>::default();
         registry.register_collector(Box::new(PodCollector(Arc::clone(&limits))));
@@ -196,16 +190,9 @@ impl Telemetry {
             limits,
             requests,
             connections,
-            busy,
             registry: Mutex::new(metrics.0),
         };
         Arc::new(telemetry)
-    }
-
-    /// Adds metrics of the caller's own, such as [`ByPod`].
-    pub fn collect(&self, collector: impl Collector) {
-        let mut registry = self.registry.lock();
-        registry.register_collector(Box::new(collector));
     }
 
     /// Adds a metric of the caller's own. `name` without the suffix that its type implies.
@@ -235,7 +222,7 @@ impl Telemetry {
 
     /// Something was refused at a pod of this node. `reason`: a word of the program.
     pub fn refused(&self, namespace: &Arc<str>, pod: &Arc<str>, reason: &'static str) {
-        self.refused.add(namespace, pod, reason, 1);
+        self.refused.add(namespace, pod, reason);
     }
 
     /// A pod of this name is served no more.
@@ -264,11 +251,6 @@ impl Telemetry {
             .inc();
     }
 
-    /// Shows what a pod costs for as long as `nanos` is held.
-    pub fn pod_busy(&self, namespace: &Arc<str>, pod: &Arc<str>, nanos: &Arc<AtomicU64>) {
-        self.busy.add(Arc::clone(namespace), Arc::clone(pod), nanos);
-    }
-
     // --- HBONE and identity ------------------------------------------------------------------
 
     /// An mTLS handshake ended; an error is a word of the program (`VerifyError::label`).
@@ -292,9 +274,10 @@ impl Telemetry {
         self.pods.set(count as i64);
     }
 
-    /// Shows what a pod uses of its limits, as long as it lives.
-    pub fn limits(&self, pod: &Arc<PodLimits>) {
-        self.limits.add(pod);
+    /// Shows what a pod uses of its limits and of the threads' time (`busy`, nanoseconds), for as
+    /// long as its limits are held.
+    pub fn pod(&self, limits: &Arc<PodLimits>, busy: &Arc<AtomicU64>) {
+        self.limits.add(limits, busy);
     }
 
     /// A certificate's end; `None`: the identity is not held any more.

@@ -4,7 +4,11 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -18,7 +22,14 @@ use crate::limits::{Limit, PodLimits};
 
 /// Those that are served now.
 #[derive(Debug, Default)]
-pub(super) struct Pods(Mutex<Vec<Weak<PodLimits>>>);
+pub(super) struct Pods(Mutex<Vec<Served>>);
+
+/// The counts of one that is served, for as long as its limits are held.
+#[derive(Debug)]
+struct Served {
+    limits: Weak<PodLimits>,
+    busy: Arc<AtomicU64>,
+}
 
 /// What is shown of one pod: the sum, where one of its name is still draining beside its successor.
 #[derive(Default)]
@@ -26,21 +37,29 @@ struct Sum {
     shed: [u64; Limit::ALL.len()],
     reached: [u64; Limit::ALL.len()],
     in_use: BTreeMap<Limit, (u64, u64)>,
+    busy: Duration,
 }
 
 impl Pods {
-    pub(super) fn add(&self, pod: &Arc<PodLimits>) {
+    pub(super) fn add(&self, limits: &Arc<PodLimits>, busy: &Arc<AtomicU64>) {
         let mut pods = self.0.lock();
-        pods.retain(|pod| pod.strong_count() > 0);
-        pods.push(Arc::downgrade(pod));
+        // Here too: who is never scraped must not grow.
+        pods.retain(|pod| pod.limits.strong_count() > 0);
+        pods.push(Served {
+            limits: Arc::downgrade(limits),
+            busy: Arc::clone(busy),
+        });
     }
 
     fn sums(&self) -> BTreeMap<(Arc<str>, Arc<str>), Sum> {
         let mut sums = BTreeMap::<_, Sum>::new();
-        let pods: Vec<_> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
-        for pod in pods {
+        for Served { limits, busy } in &*self.0.lock() {
+            let Some(pod) = limits.upgrade() else {
+                continue;
+            };
             let key = (Arc::clone(&pod.namespace), Arc::clone(&pod.name));
             let sum = sums.entry(key).or_default();
+            sum.busy += Duration::from_nanos(busy.load(Relaxed));
             for at in 0..Limit::ALL.len() {
                 sum.shed[at] += pod.shed_counts()[at].load(Relaxed);
                 sum.reached[at] += pod.reached_counts()[at].load(Relaxed);
@@ -99,6 +118,16 @@ impl Collector for PodCollector {
                         .encode_counter::<NoLabelSet, _, u64>(count, None)?;
                 }
             }
+        }
+        let (name, help) = (
+            "weft_pod_busy_seconds",
+            "Time that the proxy's threads have run for a pod",
+        );
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for ((namespace, pod), sum) in &sums {
+            metric
+                .encode_family(&[("namespace", &**namespace), ("pod", &**pod)])?
+                .encode_counter::<NoLabelSet, _, u64>(&sum.busy.as_secs_f64(), None)?;
         }
         type Part = fn(&(u64, u64)) -> u64;
         let gauges: [(&str, &str, Part); 2] = [

@@ -93,7 +93,7 @@ impl Mesh {
         let network = Arc::new(Network::default());
         let connector: Arc<dyn Connector> = Arc::clone(&network) as _;
         let pod_limits = PodLimits::new("shop".into(), "client".into(), Settings::default());
-        telemetry.limits(&pod_limits);
+        telemetry.pod(&pod_limits, &Arc::default());
         let pod = PodHttp::new(
             Arc::clone(&state),
             Arc::clone(&telemetry),

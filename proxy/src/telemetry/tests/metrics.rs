@@ -10,7 +10,9 @@ use tokio::time::advance;
 
 use super::labels;
 use crate::{
+    limits::PodLimits,
     model::RouteRef,
+    settings::Settings,
     state::Kind,
     telemetry::{AccessLog, Direction, Labels, Peer, Side, Sink, Telemetry, Tunnel, series::IDLE},
 };
@@ -247,13 +249,16 @@ fn a_pods_cost_is_shown_while_it_is_served() {
         Arc::new(AtomicU64::new(1_500_000_000)),
         Arc::new(AtomicU64::new(0)),
     );
-    let (namespace, pod): (Arc<str>, Arc<str>) = ("shop".into(), "checkout".into());
-    telemetry.pod_busy(&namespace, &pod, &old);
-    telemetry.pod_busy(&namespace, &pod, &new);
+    // A pod's old sandbox still drains beside its new one.
+    let pods = [&old, &new].map(|busy| {
+        let limits = PodLimits::new("shop".into(), "checkout".into(), Settings::default());
+        telemetry.pod(&limits, busy);
+        limits
+    });
     let line = r#"weft_pod_busy_seconds_total{namespace="shop",pod="checkout"} "#;
     new.store(500_000_000, Ordering::Relaxed);
     let text = telemetry.encode();
     assert!(text.contains(&format!("{line}2.0")), "{text}");
-    drop((old, new));
+    drop(pods);
     assert!(!telemetry.encode().contains("weft_pod_busy"), "it has gone");
 }
