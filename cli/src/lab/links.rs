@@ -3,7 +3,7 @@
 //! In: the [`Plan`]. Out: a bridge in the fabric's namespace, a veth to each node, static routes
 //! to every node's pods; no masquerading anywhere, so that addresses mean what they say.
 
-use std::{fs, future::Future, os::fd::AsRawFd};
+use std::{fs, future::Future, net::IpAddr, os::fd::AsRawFd};
 
 use anyhow::Context;
 use futures::TryStreamExt;
@@ -50,8 +50,8 @@ async fn up(handle: &Handle, index: u32) -> anyhow::Result<()> {
     Ok(handle.link().set(message).execute().await?)
 }
 
-async fn route(handle: &Handle, to: Cidr, via: std::net::IpAddr) -> anyhow::Result<()> {
-    let message = RouteMessageBuilder::<std::net::IpAddr>::new()
+async fn route(handle: &Handle, to: Cidr, via: IpAddr) -> anyhow::Result<()> {
+    let message = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(to.address, to.prefix)?
         .gateway(via)?
         .build();
@@ -136,6 +136,7 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
         let peer = index(&handle, &peer).await?;
         let message = LinkUnspec::new_with_index(peer)
             .name(NODE_LINK)
+            .address(hardware_address(node).to_vec())
             .setns_by_fd(target.as_raw_fd());
         handle.link().set(message.build()).execute().await?;
         for (cidr, via) in node.pod_cidrs.iter().zip(&node.addresses) {
@@ -171,6 +172,21 @@ pub(crate) fn node(plan: &Plan, node: &NodePlan) -> anyhow::Result<()> {
     netns::sysctl(&node.netns, &[("net/ipv4/ip_forward", "1")])?;
     // Strict: the mesh must hold where distributions set it.
     set_reverse_path_filter(&node.netns, plan.rp_filter.unwrap_or(1))
+}
+
+/// A node that boots again is the same machine: were its hardware address another one, its neighbours
+/// would send to the old one for as long as they believe it to be there (15 to 45 s).
+fn hardware_address(node: &NodePlan) -> [u8; 6] {
+    /// Locally administered, one station.
+    const LOCAL: u8 = 2;
+    let tail = match node.addresses.first().map(|cidr| cidr.address) {
+        Some(IpAddr::V4(address)) => u32::from(address),
+        // Truncated: the low bits tell nodes apart.
+        Some(IpAddr::V6(address)) => u128::from(address) as u32,
+        None => 0,
+    };
+    let [a, b, c, d] = tail.to_be_bytes();
+    [LOCAL, 0, a, b, c, d]
 }
 
 /// Lets replies between two pods of one node pass the node's address translation, as Kubernetes
