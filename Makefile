@@ -26,6 +26,7 @@ help: ## This list
 .PHONY: setup
 setup: ## Install what is missing on a Debian machine, or say what is
 	@scripts/setup.sh
+	@scripts/cache.sh
 
 .PHONY: setup-test
 setup-test:
