@@ -41,7 +41,7 @@ demo: build ## The mesh on this machine: two nodes, mTLS, a live canary (KEEP=1 
 	@$(BIN)/weft lab demo $(if $(KEEP),--keep)
 
 .PHONY: test
-test: setup ## Every test, ending with a line of counts
+test: setup setup-test ## Every test, ending with a line of counts
 	@scripts/test.sh
 
 .PHONY: cluster
@@ -54,8 +54,12 @@ cluster-down: $(CLUSTER) ## End that cluster; nothing of it stays but the cache
 	@$(CLUSTER) down
 
 .PHONY: cluster-status
-cluster-status: $(CLUSTER)
+cluster-status: $(CLUSTER) ## What runs on it, and where the logs are
 	@$(CLUSTER) status
+
+.PHONY: cluster-test
+cluster-test: setup-test $(CLUSTER) ## The tests on that cluster alone (RUN=TestName KEEP=1)
+	@cd tests/cluster && WEFT_E2E_KEEP=$(KEEP) $(GO_CHEAP) go test -count=1 -v -timeout 60m $(if $(RUN),-run "$(RUN)") ./e2e
 
 .PHONY: images
 images: $(CLUSTER) ## Weft's images as OCI archives, for clusters of your own (OUT=folder RELEASE=1)

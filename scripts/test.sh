@@ -44,6 +44,12 @@ go_tests() {
 say "chart"
 go_tests tests/chart
 
+say "cluster"
+# The flags of its builds (Makefile), so that nothing is compiled twice; the suite wants a newer Go.
+export CGO_ENABLED=0 GOTOOLCHAIN=auto GOFLAGS="-buildvcs=false -trimpath '-gcflags=all=-l -dwarf=false'"
+go_tests tests/conformance -skip '^TestConformance$'
+go_tests tests/cluster -p 1 -timeout 60m
+
 say "what stayed behind"
 state >"$after"
 leftovers=0
