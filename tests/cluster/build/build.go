@@ -122,7 +122,7 @@ func (t Tree) run(ctx context.Context, dir string, env []string, program string,
 	command.Stdout, command.Stderr = t.Out, t.Out
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	if err := command.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", program, args[0], err)
+		return fmt.Errorf("%s: %w", strings.Join(append([]string{program}, args...), " "), err)
 	}
 	return nil
 }

@@ -28,6 +28,11 @@ func (t Tree) Weft(ctx context.Context, release bool) (string, error) {
 		args, profile = append(args, "--release"), "release"
 	}
 	fmt.Fprintf(t.Out, "    building weft (%s, static, in %s)\n", profile, dir)
+	// Cargo would take what another checkout has built for this one's.
+	err = t.run(ctx, t.Repo, []string{"CARGO_TARGET_DIR=" + dir}, "scripts/cache.sh")
+	if err != nil {
+		return "", err
+	}
 	err = t.run(ctx, t.Repo, []string{
 		"CARGO_TARGET_DIR=" + dir,
 		"RUSTFLAGS=-C target-feature=+crt-static",
