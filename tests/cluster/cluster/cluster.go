@@ -17,8 +17,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -87,6 +89,29 @@ func (c *Cluster) Node(name string) (kubernetes.Node, error) {
 
 func (c *Cluster) node(number int) kubernetes.Node {
 	return kubernetes.Node{Machine: c.machine(fmt.Sprintf("node%d", number)), Number: number}
+}
+
+// Nodes are the nodes that run.
+func (c *Cluster) Nodes() ([]kubernetes.Node, error) {
+	running, err := machine.Running(c.state)
+	if err != nil {
+		return nil, err
+	}
+	var nodes []kubernetes.Node
+	for _, name := range slices.Sorted(maps.Keys(running)) {
+		if name == controlPlane {
+			continue
+		}
+		node, err := c.Node(name)
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, node)
+	}
+	if len(nodes) == 0 {
+		return nil, errors.New("no node runs; `make cluster` starts them")
+	}
+	return nodes, nil
 }
 
 // say prints a line of progress with the seconds since the beginning.

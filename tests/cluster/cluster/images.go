@@ -20,13 +20,15 @@ const coreDNSImage = "registry.k8s.io/coredns/coredns:v1.13.1"
 // EchoImage is the image that the conformance suite's manifests name.
 const EchoImage = "registry.k8s.io/gateway-api/conformance/echo-advanced:v0.1.0"
 
-// archive is an image as a file.
-type archive struct {
-	file, name, digest string
+// Archive is an image as a file.
+type Archive struct {
+	File   string // an OCI archive
+	Name   string // the image's whole reference
+	Digest string // of its manifest
 }
 
 // baseImages are the images that a cluster without weft needs, and the conformance suite's.
-func (c *Cluster) baseImages(ctx context.Context, programs string) ([]archive, error) {
+func (c *Cluster) baseImages(ctx context.Context, programs string) ([]Archive, error) {
 	pause, err := c.Tree.Pause(ctx)
 	if err != nil {
 		return nil, err
@@ -95,18 +97,18 @@ func (c *Cluster) Images(ctx context.Context, dir string, release bool) error {
 		return err
 	}
 	for _, a := range made {
-		fmt.Fprintf(c.Tree.Out, "%s\n    %s\n    %s\n", a.file, a.name, a.digest)
+		fmt.Fprintf(c.Tree.Out, "%s\n    %s\n    %s\n", a.File, a.Name, a.Digest)
 	}
 	return nil
 }
 
-func (c *Cluster) archives(dir string, specs []image.Spec) ([]archive, error) {
-	made := make([]archive, len(specs))
+func (c *Cluster) archives(dir string, specs []image.Spec) ([]Archive, error) {
+	made := make([]Archive, len(specs))
 	var group errgroup.Group
 	for i, spec := range specs {
 		group.Go(func() error {
 			file, digest, err := spec.WriteArchive(dir)
-			made[i] = archive{file: file, name: spec.Name, digest: digest.String()}
+			made[i] = Archive{File: file, Name: spec.Name, Digest: digest.String()}
 			return err
 		})
 	}
@@ -114,7 +116,7 @@ func (c *Cluster) archives(dir string, specs []image.Spec) ([]archive, error) {
 }
 
 // load starts each node's runtime and imports the images that it lacks.
-func (c *Cluster) load(ctx context.Context, nodes []kubernetes.Node, archives []archive) error {
+func (c *Cluster) load(ctx context.Context, nodes []kubernetes.Node, archives []Archive) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	group, loading := errgroup.WithContext(ctx)
@@ -133,7 +135,7 @@ func (c *Cluster) load(ctx context.Context, nodes []kubernetes.Node, archives []
 	return group.Wait()
 }
 
-func importMissing(ctx context.Context, node kubernetes.Node, archives []archive) (int, error) {
+func importMissing(ctx context.Context, node kubernetes.Node, archives []Archive) (int, error) {
 	there := map[string]string{}
 	err := api.Wait(ctx, "containerd of "+node.Name+" (see "+node.Log("containerd")+")",
 		func(ctx context.Context) error {
@@ -150,20 +152,20 @@ func importMissing(ctx context.Context, node kubernetes.Node, archives []archive
 	}
 	count := 0
 	for _, a := range archives {
-		if there[a.name] == a.digest {
+		if there[a.Name] == a.Digest {
 			continue
 		}
 		if err := importArchive(ctx, node, a); err != nil {
-			return count, fmt.Errorf("import %s into %s: %w", a.name, node.Name, err)
+			return count, fmt.Errorf("import %s into %s: %w", a.Name, node.Name, err)
 		}
 		count++
 	}
 	return count, nil
 }
 
-func importArchive(ctx context.Context, node kubernetes.Node, a archive) error {
+func importArchive(ctx context.Context, node kubernetes.Node, a Archive) error {
 	// The machine does not see the archive: it comes by standard input.
-	file, err := os.Open(a.file)
+	file, err := os.Open(a.File)
 	if err != nil {
 		return err
 	}

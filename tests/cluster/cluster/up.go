@@ -88,7 +88,7 @@ func (c *Cluster) Up(ctx context.Context, options Options) error {
 		return err
 	}
 	if options.Weft {
-		return c.InstallWeft(ctx, client, nodes, options.Release)
+		return c.InstallWeft(ctx, options.Release)
 	}
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft.dev/tests/cluster/api"
-	"weft.dev/tests/cluster/kubernetes"
 )
 
 // Namespace and Release are where weft is installed, and under which of Helm's names.
@@ -87,32 +86,51 @@ func waitEstablished(ctx context.Context, client *api.Client, file string) error
 	return nil
 }
 
+// components are the values of the chart that a workload of weft's is configured by, and its image.
+var components = map[string]string{"controller": "weft-controller", "cni": "weft-cni", "proxy": "weft-proxy"}
+
 // InstallWeft builds weft, loads its images into the nodes and installs or upgrades its chart.
-func (c *Cluster) InstallWeft(ctx context.Context, client *api.Client, nodes []kubernetes.Node, release bool) error {
-	specs, err := c.weftSpecs(ctx, release)
+func (c *Cluster) InstallWeft(ctx context.Context, release bool) error {
+	archives, err := c.LoadWeft(ctx, release)
 	if err != nil {
 		return err
+	}
+	args := []string{"upgrade", Release, c.Chart(), "--install", "--namespace", Namespace, "--create-namespace",
+		"--wait", "--timeout", patience.String()}
+	// The tag is the version, and stays when the sources change: the digest makes a rollout of what did change.
+	for component, name := range components {
+		for _, a := range archives {
+			if strings.Contains(a.Name, "/"+name+":") {
+				args = append(args, "--set-string", component+`.podAnnotations.weft\.dev/image=`+a.Digest)
+			}
+		}
+	}
+	c.say("weft: helm upgrade --install")
+	if _, err := c.Helm(ctx, args...); err != nil {
+		return err
+	}
+	c.say("weft is installed in %s", Namespace)
+	return nil
+}
+
+// Chart is the folder of weft's chart.
+func (c *Cluster) Chart() string { return filepath.Join(c.Tree.Repo, "charts/weft") }
+
+// LoadWeft builds weft and loads its images into the nodes, for tests that install it by themselves.
+func (c *Cluster) LoadWeft(ctx context.Context, release bool) ([]Archive, error) {
+	specs, err := c.weftSpecs(ctx, release)
+	if err != nil {
+		return nil, err
 	}
 	archives, err := c.archives(filepath.Join(c.Tree.Cache, "cluster", "images"), specs)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := c.load(ctx, nodes, archives); err != nil {
-		return err
-	}
-	return c.helmInstall(ctx)
-}
-
-// helmInstall installs the chart as a user would.
-func (c *Cluster) helmInstall(ctx context.Context) error {
-	c.say("weft: helm upgrade --install")
-	_, err := c.Helm(ctx, "upgrade", Release, filepath.Join(c.Tree.Repo, "charts/weft"), "--install",
-		"--namespace", Namespace, "--create-namespace", "--wait", "--timeout", patience.String())
+	nodes, err := c.Nodes()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.say("weft is installed")
-	return nil
+	return archives, c.load(ctx, nodes, archives)
 }
 
 // Helm runs helm on the cluster and returns what it printed.
