@@ -72,13 +72,13 @@ $(CLUSTER):
 # A KUBECONFIG in the environment is not taken: whose cluster it is to be must be said.
 .PHONY: conformance
 ifeq ($(origin KUBECONFIG),command line)
-conformance: $(CLUSTER) $(CONFORMANCE) ## The Gateway API's mesh suite (KUBECONFIG=file of your own cluster, RUN=TestName, REPORTS=folder)
+conformance: $(CLUSTER) $(CONFORMANCE) ## The Gateway API's mesh suite (KUBECONFIG=file of your own cluster, RUN=TestName RUNS=3 REPORTS=folder)
 	@KUBECONFIG=$(abspath $(KUBECONFIG)) tests/conformance/run.sh $(CLUSTER) $(CONFORMANCE)
 else
 conformance: cluster $(CONFORMANCE)
 	@KUBECONFIG=$$($(CLUSTER) kubeconfig) tests/conformance/run.sh $(CLUSTER) $(CONFORMANCE)
 endif
-export RUN REPORTS
+export RUN RUNS REPORTS
 
 $(CONFORMANCE):
 	@mkdir -p $(@D)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the conformance suite on the cluster of $KUBECONFIG: the progress and the table on the terminal, all that
 # the suite has to say in a log. Called by `make conformance`.
-# Usage: run.sh WEFT-CLUSTER SUITE     both built; RUN (one test) and REPORTS (folder) from the environment
+# Usage: run.sh WEFT-CLUSTER SUITE     both built; RUN (one test), RUNS (how often) and REPORTS (folder)
+#   from the environment
 set -euo pipefail
 cluster=$1 suite=$2
 cd "$(dirname "$0")/../.."
@@ -18,12 +19,16 @@ reports=""
 mkdir -p "$out" ${reports:+"$reports"}
 log=$out/run.log
 
-status=0
-"$suite" -test.v -test.run '^TestConformance$' -test.timeout 60m --version "$version" --reports "$reports" \
-  ${RUN:+--run-test "$RUN"} >"$log" || status=$?
-if [ $status != 0 ]; then
-  # The suite's own words on each failure; a test that fails fails its parents, which say nothing more.
-  grep -E '^ *--- FAIL|^ +Error: ' "$log" | tail -20 >&2 || true
-fi
+for run in $(seq "${RUNS:-1}"); do
+  [ "${RUNS:-1}" = 1 ] || echo "run $run of $RUNS" >&2
+  status=0
+  "$suite" -test.v -test.run '^TestConformance$' -test.timeout 60m --version "$version" --reports "$reports" \
+    ${RUN:+--run-test "$RUN"} >"$log" || status=$?
+  if [ $status != 0 ]; then
+    # The suite's own words on each failure; a test that fails fails its parents, which say nothing more.
+    grep -E '^ *--- FAIL|^ +Error: ' "$log" | tail -20 >&2 || true
+    echo "log: $log" >&2
+    exit $status
+  fi
+done
 echo "log: $log" >&2
-exit $status

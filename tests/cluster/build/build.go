@@ -18,7 +18,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
+
+	"weft.dev/tests/cluster/lock"
 )
 
 // Tree is a checkout, the cache, and where compilers may write what they have to say.
@@ -41,7 +42,7 @@ func FindRepo(from string) (string, error) {
 }
 
 // once makes a folder of the cache: name and the hash of the sources. make gets an empty folder to fill.
-func (t Tree) once(name string, sources []string, make func(dir string) error) (string, error) {
+func (t Tree) once(ctx context.Context, name string, sources []string, make func(dir string) error) (string, error) {
 	key, err := hash(sources)
 	if err != nil {
 		return "", err
@@ -52,14 +53,13 @@ func (t Tree) once(name string, sources []string, make func(dir string) error) (
 		return "", err
 	}
 	// Two checkouts share the cache: who comes second waits, and finds it made.
-	lock, err := os.Create(filepath.Join(parent, name+".lock"))
+	release, err := lock.Take(ctx, filepath.Join(parent, name+".lock"), func() {
+		fmt.Fprintf(t.Out, "    another is building %s; waiting for it\n", name)
+	})
 	if err != nil {
 		return "", err
 	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", err
-	}
+	defer release()
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}

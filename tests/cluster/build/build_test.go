@@ -21,7 +21,7 @@ func TestAResultIsMadeOnceForTheSameSources(t *testing.T) {
 	tree, source := tree(t)
 	count := 0
 	build := func() string {
-		dir, err := tree.once("thing", []string{source}, func(dir string) error {
+		dir, err := tree.once(t.Context(), "thing", []string{source}, func(dir string) error {
 			count++
 			return os.WriteFile(filepath.Join(dir, "result"), nil, 0o644)
 		})
@@ -49,7 +49,7 @@ func TestABuildThatFailsLeavesNoResult(t *testing.T) {
 	tree, source := tree(t)
 	half := errors.New("interrupted")
 	for range 2 {
-		_, err := tree.once("thing", []string{source}, func(dir string) error {
+		_, err := tree.once(t.Context(), "thing", []string{source}, func(dir string) error {
 			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 				t.Errorf("not begun anew: %v %v", entries, err)
 			}

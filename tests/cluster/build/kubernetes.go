@@ -14,7 +14,7 @@ func (t Tree) kube() string { return filepath.Join(t.Repo, "tests/cluster/kube")
 // Kubernetes compiles Kubernetes, etcd, kubectl and CoreDNS: a folder with a program of each name. Cold it
 // takes a quarter of an hour of processor time.
 func (t Tree) Kubernetes(ctx context.Context) (string, error) {
-	return t.once("kubernetes", []string{t.kube()}, func(dir string) error {
+	return t.once(ctx, "kubernetes", []string{t.kube()}, func(dir string) error {
 		version, err := t.moduleVersion(ctx, t.kube(), "k8s.io/kubernetes")
 		if err != nil {
 			return err
@@ -54,7 +54,7 @@ func versionFlags(version string) string {
 // Helm compiles the helm program; it returns the program's path.
 func (t Tree) Helm(ctx context.Context) (string, error) {
 	module := filepath.Join(t.Repo, "tests/cluster/helm")
-	dir, err := t.once("helm", []string{module}, func(dir string) error {
+	dir, err := t.once(ctx, "helm", []string{module}, func(dir string) error {
 		return t.goBuild(ctx, module, filepath.Join(dir, "helm"), []string{"-gcflags=all=-l -dwarf=false",
 			"-ldflags=-s -w"}, "helm.sh/helm/v3/cmd/helm")
 	})

@@ -64,7 +64,7 @@ func (t Tree) WeftVersion() (string, error) {
 func (t Tree) Echo(ctx context.Context) (string, error) {
 	const istio = "istio.io/istio"
 	module := filepath.Join(t.Repo, "tests/cluster/echo")
-	return t.once("echo", []string{module}, func(dir string) error {
+	return t.once(ctx, "echo", []string{module}, func(dir string) error {
 		started := time.Now()
 		flags := []string{"-gcflags=all=-l -dwarf=false", "-ldflags=-s -w"}
 		command := istio + "/pkg/test/echo/cmd/"
@@ -93,7 +93,7 @@ func (t Tree) Echo(ctx context.Context) (string, error) {
 func (t Tree) Pause(ctx context.Context) (string, error) {
 	module := filepath.Join(t.Repo, "tests/cluster")
 	source := filepath.Join(module, "cmd/pause")
-	dir, err := t.once("pause", []string{source}, func(dir string) error {
+	dir, err := t.once(ctx, "pause", []string{source}, func(dir string) error {
 		return t.goBuild(ctx, module, filepath.Join(dir, "pause"), []string{"-ldflags=-s -w"}, "./cmd/pause")
 	})
 	return filepath.Join(dir, "pause"), err

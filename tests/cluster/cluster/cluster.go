@@ -16,19 +16,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"weft.dev/tests/cluster/api"
 	"weft.dev/tests/cluster/build"
 	"weft.dev/tests/cluster/kubernetes"
+	"weft.dev/tests/cluster/lock"
 	"weft.dev/tests/cluster/machine"
 )
 
@@ -119,37 +118,12 @@ func (c *Cluster) say(format string, args ...any) {
 	fmt.Fprintf(c.Tree.Out, "%6.1fs  %s\n", time.Since(c.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// lock keeps two ups and downs from each other's way. It ends with the process.
+// lock keeps two ups and downs from each other's way.
 func (c *Cluster) lock(ctx context.Context) (release func(), err error) {
 	if err := os.MkdirAll(c.state, 0o755); err != nil {
 		return nil, err
 	}
-	file, err := os.Create(filepath.Join(filepath.Dir(c.state), "cluster.lock"))
-	if err != nil {
-		return nil, err
-	}
-	said := false
-	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { file.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, err
-		}
-		if !said {
-			c.say("another `make cluster` or `make cluster-down` is at work; waiting for it")
-			said = true
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
-func exists(name string) bool {
-	_, err := os.Stat(name)
-	return !errors.Is(err, fs.ErrNotExist)
+	return lock.Take(ctx, filepath.Join(filepath.Dir(c.state), "cluster.lock"), func() {
+		c.say("another `make cluster` or `make cluster-down` is at work; waiting for it")
+	})
 }
