@@ -129,6 +129,48 @@ impl CertificateAuthority {
         Self::from_parts(trust_domain, chain, key)
     }
 
+    /// Loads a CA from parts in any order, as operators have them: the signing certificate (what else
+    /// is in its PEM counts as one of the others), its key, and others, among which its issuers are.
+    /// Beside the CA: everything self-signed among them, the CA's own root first, for during a
+    /// rotation there are several.
+    pub fn assemble(
+        trust_domain: &str,
+        certificate_pem: &str,
+        key_pem: &str,
+        others_pem: &str,
+    ) -> Result<(Self, TrustBundle), CaError> {
+        let mut certificates = pem::certificates(certificate_pem)?.into_iter();
+        let first = certificates
+            .next()
+            .ok_or(PemError::Missing("certificate"))?;
+        let mut others: Vec<_> = certificates.collect();
+        if !others_pem.trim().is_empty() {
+            others.extend(pem::certificates(others_pem)?);
+        }
+        let is_root = |der: &CertificateDer<'_>| x509::check_signed_by(der, der).is_ok();
+        let mut chain = vec![first];
+        while let Some(last) = chain.last().filter(|last| !is_root(last)) {
+            let issuer = others
+                .iter()
+                .find(|other| !chain.contains(other) && x509::check_signed_by(last, other).is_ok());
+            let Some(issuer) = issuer.cloned() else {
+                return Err(CaError::Chain {
+                    index: chain.len() - 1,
+                    reason: "its issuer is missing; add every certificate up to the root"
+                        .to_owned(),
+                });
+            };
+            chain.push(issuer);
+        }
+        let roots = chain
+            .last()
+            .into_iter()
+            .chain(others.iter().filter(|other| is_root(other)));
+        let bundle = TrustBundle::from_ders(roots)?;
+        let key = KeyPair::try_from(&pem::private_key(key_pem)?)?;
+        Ok((Self::from_parts(trust_domain, chain, key)?, bundle))
+    }
+
     /// Makes a CA below this one, so that the root's key can stay elsewhere.
     pub fn intermediate(&self, now: SystemTime, lifetime: Duration) -> Result<Self, CaError> {
         self.check_valid(now)?;

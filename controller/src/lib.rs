@@ -3,6 +3,8 @@
 
 pub mod compile;
 pub mod http;
+pub mod kubernetes;
+pub mod leadership;
 pub mod metrics;
 pub mod pipeline;
 pub mod publish;

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use tokio::{
     net::TcpListener,
@@ -19,7 +19,18 @@ use tracing_subscriber::EnvFilter;
 use weft_api::names;
 use weft_controller::{
     compile::Settings,
-    publish::{auth::FileTokens, root},
+    kubernetes::{
+        Place,
+        bundle::Bundle,
+        ca_secret,
+        lease::Candidate,
+        token_review::{Accounts, TokenReviews},
+    },
+    leadership::Leadership,
+    publish::{
+        auth::{Authenticator, FileTokens},
+        root,
+    },
     run::{self, Parts},
 };
 use weft_source::Scope;
@@ -28,7 +39,7 @@ use weft_source::Scope;
 #[derive(Parser)]
 #[command(name = "weft-controller", version)]
 struct Options {
-    /// Where objects come from: folder:DIR.
+    /// Where objects come from: folder:DIR, kubernetes, or kubernetes:KUBECONFIG.
     #[arg(long)]
     source: String,
     /// Address for xDS and the CA (gRPC over TLS).
@@ -41,14 +52,70 @@ struct Options {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15000")]
     debug: SocketAddr,
     /// Folder of the CA's root.pem and root.key; made at the first start.
-    #[arg(long, value_name = "DIR")]
-    ca_dir: PathBuf,
-    /// Where to write the trust bundle (PEM).
-    #[arg(long, value_name = "FILE")]
-    bundle_out: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "ca",
+        conflicts_with = "ca"
+    )]
+    ca_dir: Option<PathBuf>,
+    /// Secret of the CA's root.pem and root.key, as secret:NAMESPACE/NAME; made at the first start.
+    #[arg(long, value_name = "secret:NAMESPACE/NAME", value_parser = in_secret)]
+    ca: Option<Place>,
+    /// Secret of the operator's own CA, in the same namespace: if it is there, it is used instead.
+    #[arg(long, value_name = "NAME", requires = "ca")]
+    ca_secret_own: Option<String>,
+    /// Where to write the trust bundle (PEM): a file, or configmap:NAMESPACE/NAME.
+    #[arg(long, value_name = "FILE|configmap:NAMESPACE/NAME", value_parser = bundle_out)]
+    bundle_out: BundleOut,
     /// Lines "token node-name": who may call, and from which node.
-    #[arg(long, value_name = "FILE")]
-    node_tokens: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "auth",
+        conflicts_with = "auth"
+    )]
+    node_tokens: Option<PathBuf>,
+    /// How callers prove who they are, instead of a file of tokens.
+    #[arg(long, value_enum)]
+    auth: Option<Auth>,
+    /// The audience that tokens must be for.
+    #[arg(long, default_value = "weft.dev")]
+    audience: String,
+    /// The service account of proxies.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        default_value = "weft-system/weft-proxy"
+    )]
+    proxy_account: Place,
+    /// The service account of this controller's replicas.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        default_value = "weft-system/weft-controller"
+    )]
+    controller_account: Place,
+    /// One replica at a time writes status: the one that holds this Lease.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "replica")]
+    leader_lease: Option<Place>,
+    /// This replica's name: its pod's.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    replica: Option<String>,
+    /// The Service through which proxies reach the replicas.
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        default_value = "weft-system/weft-controller"
+    )]
+    service: Place,
+    /// The token with which this replica calls the others.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/secrets/weft.dev/token"
+    )]
+    peer_token_file: PathBuf,
     /// Trust domain of identities.
     #[arg(long, default_value = names::DEFAULT_TRUST_DOMAIN)]
     trust_domain: String,
@@ -58,6 +125,32 @@ struct Options {
     /// How log lines look; WEFT_LOG filters them.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+}
+
+#[derive(Clone)]
+enum BundleOut {
+    File(PathBuf),
+    ConfigMap(Place),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Auth {
+    /// Kubernetes' TokenReview.
+    TokenReview,
+}
+
+fn in_secret(text: &str) -> Result<Place, String> {
+    match text.split_once(':') {
+        Some(("secret", place)) => place.parse(),
+        _ => Err("give secret:NAMESPACE/NAME".to_owned()),
+    }
+}
+
+fn bundle_out(text: &str) -> Result<BundleOut, String> {
+    match text.split_once(':') {
+        Some(("configmap", place)) => place.parse().map(BundleOut::ConfigMap),
+        _ => Ok(BundleOut::File(text.into())),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,17 +176,69 @@ async fn main() -> ExitCode {
 async fn start(options: Options) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     tokio::spawn(stop_on_signal(shutdown.clone())?);
-    let ca = root::load_or_create(&options.ca_dir, &options.trust_domain)?;
-    let bundle = ca.trust_bundle().context("read the CA's root")?.to_pem();
-    root::replace(&options.bundle_out, bundle.as_bytes(), 0o644)?;
-    let tokens = FileTokens::open(&options.node_tokens)
-        .with_context(|| format!("read the node tokens {}", options.node_tokens.display()))?;
+    tokio::select! {
+        result = open_and_run(options, shutdown.clone()) => result,
+        // While the API is away, opening goes on for ever.
+        () = run::overdue(&shutdown) => Ok(()),
+    }
+}
+
+async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (source, writer) = weft_source::open(&options.source, Scope::Mesh).await?;
+    let (ca, roots) = match (&options.ca_dir, &options.ca) {
+        (Some(folder), _) => {
+            let ca = root::load_or_create(folder, &options.trust_domain)?;
+            let roots = ca.trust_bundle().context("read the CA's root")?;
+            (ca, roots)
+        }
+        (None, Some(place)) => {
+            let own = options.ca_secret_own.as_deref();
+            ca_secret::open(&client(&options).await?, place, own, &options.trust_domain).await?
+        }
+        (None, None) => bail!("give --ca-dir or --ca"),
+    };
+    let leadership = match (&options.leader_lease, &options.replica) {
+        (Some(place), Some(replica)) => {
+            let (announcer, leadership) = Leadership::follower();
+            let candidate = Candidate::new(client(&options).await?, place, replica);
+            tokio::spawn(candidate.run(announcer, shutdown.clone()));
+            leadership
+        }
+        _ => Leadership::always(),
+    };
+    match &options.bundle_out {
+        BundleOut::File(path) => root::replace(path, roots.to_pem().as_bytes(), 0o644)?,
+        BundleOut::ConfigMap(place) => {
+            let bundle = Bundle::new(client(&options).await?, place.clone(), roots.to_pem());
+            bundle.provide().await;
+            let leadership = leadership.clone();
+            tokio::spawn(async move { bundle.keep(leadership).await });
+        }
+    }
+    let authenticator: Arc<dyn Authenticator> = match (&options.node_tokens, options.auth) {
+        (Some(path), _) => {
+            let tokens = FileTokens::open(path)
+                .with_context(|| format!("read the node tokens {}", path.display()))?;
+            Arc::new(tokens)
+        }
+        (None, Some(Auth::TokenReview)) => {
+            let accounts = Accounts {
+                audience: options.audience.clone(),
+                proxies: options.proxy_account.clone(),
+                controllers: options.controller_account.clone(),
+            };
+            let client = client(&options).await?;
+            Arc::new(TokenReviews::new(client, Arc::clone(&source), accounts))
+        }
+        (None, None) => bail!("give --node-tokens or --auth"),
+    };
     let parts = Parts {
         source,
         writer,
-        authenticator: Arc::new(tokens),
+        authenticator,
         ca,
+        roots,
+        leadership,
         listener: listen(options.listen).await?,
         http: listen(options.http).await?,
         debug: listen(options.debug).await?,
@@ -104,6 +249,18 @@ async fn start(options: Options) -> anyhow::Result<()> {
         settle: run::SETTLE,
     };
     run::run(parts, shutdown).await
+}
+
+/// The API that objects come from, for what is kept there besides.
+async fn client(options: &Options) -> anyhow::Result<kube::Client> {
+    let place = match options.source.split_once(':') {
+        Some(("kubernetes", place)) => place,
+        None if options.source == "kubernetes" => "",
+        _ => bail!(
+            "secret:, configmap:, --auth token-review and --leader-lease need --source kubernetes"
+        ),
+    };
+    Ok(weft_source::kubernetes::client(place).await?)
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {

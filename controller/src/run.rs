@@ -13,12 +13,15 @@ use weft_api::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer, config,
     discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer, names,
 };
-use weft_certs::{CertificateAuthority, serving::ServingCell, tls::controller_server_config};
+use weft_certs::{
+    CertificateAuthority, bundle::TrustBundle, serving::ServingCell, tls::controller_server_config,
+};
 use weft_source::{Source, Writer};
 
 use crate::{
     compile::{Settings, World},
     http::{Http, Pages},
+    leadership::Leadership,
     metrics::Metrics,
     pipeline::{Pipeline, update},
     publish::{
@@ -55,6 +58,10 @@ pub struct Parts {
     pub authenticator: Arc<dyn Authenticator>,
     /// Signs workloads' certificates and the controller's own.
     pub ca: CertificateAuthority,
+    /// The roots to trust.
+    pub roots: TrustBundle,
+    /// Whether this replica writes status.
+    pub leadership: Leadership,
     /// For xDS and the CA.
     pub listener: TcpListener,
     /// For readiness and metrics.
@@ -74,6 +81,8 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         writer,
         authenticator,
         ca,
+        roots,
+        leadership,
         listener,
         http,
         debug,
@@ -83,11 +92,11 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
     let ca = Arc::new(ca);
     let metrics = Metrics::default();
     let hub = Hub::new(metrics.clone());
-    let status = StatusWriter::new(Arc::clone(&hub), writer, metrics.clone());
+    let status = StatusWriter::new(Arc::clone(&hub), writer, leadership, metrics.clone());
     hub.publish(vec![update(
         ResourceType::MeshConfig,
         names::MESH_CONFIG_NAME,
-        Some(&mesh_config(&settings, &ca)?),
+        Some(&mesh_config(&settings, &roots)),
     )]);
     let state = Arc::new(State::new(World::new(settings)));
     let ready = CancellationToken::new();
@@ -149,21 +158,17 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
 }
 
 /// Ends some time after the shutdown has begun: clients that do not hang up can't hold it up.
-async fn overdue(shutdown: &CancellationToken) {
+pub async fn overdue(shutdown: &CancellationToken) {
     shutdown.cancelled().await;
     sleep(SHUTDOWN_TIMEOUT).await;
 }
 
-fn mesh_config(
-    settings: &Settings,
-    ca: &CertificateAuthority,
-) -> anyhow::Result<config::MeshConfig> {
-    let bundle = ca.trust_bundle()?;
-    Ok(config::MeshConfig {
+fn mesh_config(settings: &Settings, roots: &TrustBundle) -> config::MeshConfig {
+    config::MeshConfig {
         trust_domain: settings.trust_domain.clone(),
         cluster_domain: settings.cluster_domain.clone(),
-        trust_bundle: bundle.roots().map(|root| root.to_vec().into()).collect(),
-    })
+        trust_bundle: roots.roots().map(|root| root.to_vec().into()).collect(),
+    }
 }
 
 fn serving_certificate(

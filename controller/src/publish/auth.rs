@@ -1,4 +1,4 @@
-//! Who calls: a bearer token in, the node on which the caller runs out.
+//! Who calls: a bearer token in; out, the node on which a proxy runs, or another replica.
 
 use std::{collections::HashMap, fs, io, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -7,17 +7,54 @@ use sha2::{Digest, Sha256};
 use tonic::{Status, metadata::MetadataMap};
 use weft_source::BoxFuture;
 
-/// Tells the node of a token's bearer.
-pub trait Authenticator: Send + Sync {
-    /// The node's name, or why the token is refused.
-    fn node<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, String>>;
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The proxy of a node.
+    Proxy {
+        /// The node's name.
+        node: String,
+    },
+    /// Another replica of the controller.
+    Controller {
+        /// Its pod's name.
+        replica: String,
+    },
 }
 
-/// Authenticates a call by its `authorization` metadata.
+/// Why a caller is not let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// The token is no good.
+    Refused(String),
+    /// Nobody could be asked: try again.
+    Unavailable(String),
+}
+
+/// Tells who bears a token.
+pub trait Authenticator: Send + Sync {
+    /// The bearer, or why it is not let in.
+    fn caller<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>>;
+}
+
+/// Authenticates a proxy's call; returns its node.
 pub async fn authenticate(
     authenticator: &Arc<dyn Authenticator>,
     metadata: &MetadataMap,
 ) -> Result<String, Status> {
+    match caller(authenticator, metadata).await? {
+        Caller::Proxy { node } => Ok(node),
+        Caller::Controller { replica } => Err(Status::permission_denied(format!(
+            "{replica} is a replica of the controller; this is for proxies"
+        ))),
+    }
+}
+
+/// Authenticates a call by its `authorization` metadata.
+pub async fn caller(
+    authenticator: &Arc<dyn Authenticator>,
+    metadata: &MetadataMap,
+) -> Result<Caller, Status> {
     let value = metadata
         .get("authorization")
         .and_then(|value| value.to_str().ok());
@@ -29,10 +66,11 @@ pub async fn authenticate(
             "the call carries no token; send the metadata \"authorization: Bearer TOKEN\"",
         ));
     }
-    authenticator
-        .node(token.trim())
-        .await
-        .map_err(Status::unauthenticated)
+    let caller = authenticator.caller(token.trim()).await;
+    caller.map_err(|denied| match denied {
+        Denied::Refused(reason) => Status::unauthenticated(reason),
+        Denied::Unavailable(reason) => Status::unavailable(reason),
+    })
 }
 
 /// A file of lines `token node-name`, read again when it changes. The lab's stand-in for Kubernetes'
@@ -119,14 +157,13 @@ impl FileTokens {
 }
 
 impl Authenticator for FileTokens {
-    fn node<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<String, String>> {
+    fn caller<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Caller, Denied>> {
         Box::pin(async move {
-            self.look_up(token).ok_or_else(|| {
-                format!(
-                    "the token is not known; it must be in {}",
-                    self.path.display()
-                )
-            })
+            let node = self.look_up(token).ok_or_else(|| {
+                let path = self.path.display();
+                Denied::Refused(format!("the token is not known; it must be in {path}"))
+            })?;
+            Ok(Caller::Proxy { node })
         })
     }
 }
@@ -135,6 +172,13 @@ impl Authenticator for FileTokens {
 mod tests {
     use super::*;
 
+    async fn node(tokens: &FileTokens, token: &str) -> Option<String> {
+        match tokens.caller(token).await {
+            Ok(Caller::Proxy { node }) => Some(node),
+            _ => None,
+        }
+    }
+
     #[tokio::test]
     async fn tokens_follow_their_file() {
         let folder = tempfile::TempDir::new().unwrap();
@@ -142,15 +186,15 @@ mod tests {
         assert!(FileTokens::open(&path).is_err());
         fs::write(&path, "# comment\n\nabc node-a\nbroken\n").unwrap();
         let tokens = FileTokens::open(&path).unwrap();
-        assert_eq!(tokens.node("abc").await, Ok("node-a".into()));
+        assert_eq!(node(&tokens, "abc").await.as_deref(), Some("node-a"));
         for unknown in ["ab", "abcd", "broken", "#", ""] {
-            assert!(tokens.node(unknown).await.is_err(), "{unknown}");
+            assert_eq!(node(&tokens, unknown).await, None, "{unknown}");
         }
         fs::write(&path, "abc node-b\nnew node-c\n").unwrap();
-        assert_eq!(tokens.node("new").await, Ok("node-c".into()));
-        assert_eq!(tokens.node("abc").await, Ok("node-b".into()));
+        assert_eq!(node(&tokens, "new").await.as_deref(), Some("node-c"));
+        assert_eq!(node(&tokens, "abc").await.as_deref(), Some("node-b"));
         fs::remove_file(&path).unwrap();
-        assert_eq!(tokens.node("abc").await, Ok("node-b".into()));
+        assert_eq!(node(&tokens, "abc").await.as_deref(), Some("node-b"));
     }
 
     #[tokio::test]

@@ -39,6 +39,7 @@ use weft_api::{
 use weft_certs::{BundleCell, TrustBundle, tls};
 use weft_controller::{
     compile::Settings,
+    leadership::Leadership,
     publish::{ResourceType, auth::FileTokens, root},
     run::{Parts, run},
 };
@@ -94,6 +95,8 @@ impl Control {
             writer,
             authenticator: Arc::new(FileTokens::open(folder.path().join("tokens")).unwrap()),
             ca: root,
+            roots: bundle.clone(),
+            leadership: Leadership::always(),
             listener,
             http,
             debug,

@@ -42,6 +42,8 @@ pub struct Book {
     dirty_pods: BTreeSet<ObjectKey>,
     /// Routes that are gone, and had a status.
     orphans: BTreeSet<ObjectKey>,
+    /// Another replica writes: what the source shows is what is there.
+    following: bool,
 }
 
 #[derive(Debug, Default)]
@@ -79,9 +81,9 @@ impl Book {
                 .flatten()
                 .find(|c| text(c, "type") == CONDITION_CAPTURED);
             // Before the first write, what an earlier controller wrote is all that is known.
-            if let Some(ours) = ours
-                && self.pods.get(key).is_none_or(|pod| pod.condition.is_none())
-            {
+            let follows =
+                self.following || self.pods.get(key).is_none_or(|pod| pod.condition.is_none());
+            if let Some(ours) = ours.filter(|_| follows) {
                 let condition = (
                     text(ours, "status").to_owned(),
                     text(ours, "message").to_owned(),
@@ -98,9 +100,11 @@ impl Book {
             }
             return;
         }
-        let Some(parents) = value.pointer("/status/parents").and_then(Value::as_array) else {
+        let parents = value.pointer("/status/parents").and_then(Value::as_array);
+        if parents.is_none() && !self.routes.contains_key(key) {
             return;
-        };
+        }
+        let parents = parents.map_or(&[][..], Vec::as_slice);
         let ours = parents
             .iter()
             .filter(|entry| text(entry, "controllerName") == CONTROLLER_NAME);
@@ -121,6 +125,7 @@ impl Book {
         self.set_route(key, None);
         if let Some(route) = self.routes.remove(key)
             && !route.there.is_empty()
+            && !self.following
         {
             self.orphans.insert(key.clone());
         }
@@ -202,6 +207,22 @@ impl Book {
     pub fn mark_all(&mut self) {
         self.dirty_routes.extend(self.routes.keys().cloned());
         self.dirty_pods.extend(self.pods.keys().cloned());
+    }
+
+    /// From now on another replica writes.
+    pub fn follow(&mut self) {
+        self.following = true;
+        self.orphans.clear();
+        for route in self.routes.values_mut() {
+            route.written = false;
+            route.differs = false;
+        }
+    }
+
+    /// From now on this replica writes: everything is looked at anew.
+    pub fn lead(&mut self) {
+        self.following = false;
+        self.mark_all();
     }
 
     /// The writes that are due. While `settling`, right after a start, proxies that have not come back

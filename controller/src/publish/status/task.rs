@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use weft_source::{SourceError, Writer};
 
 use super::{Book, Write};
-use crate::{metrics::Metrics, publish::hub::Hub};
+use crate::{leadership::Leadership, metrics::Metrics, publish::hub::Hub};
 
 /// How long to gather what has changed: an acknowledgement usually follows within this time, so a
 /// route need not be shown as not acknowledged first.
@@ -26,23 +26,35 @@ const PAUSE: Duration = Duration::from_millis(30);
 /// How long to wait before a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long one write may take. None is begun that could outlast this replica's leadership.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Keeps the status of routes and pods as the [`Book`] wants it.
 pub struct StatusWriter {
     book: Mutex<Book>,
     changed: Notify,
     hub: Arc<Hub>,
     writer: Arc<dyn Writer>,
+    leadership: Leadership,
     metrics: Metrics,
 }
 
 impl StatusWriter {
-    /// Over the proxies of `hub`, through `writer`.
-    pub fn new(hub: Arc<Hub>, writer: Arc<dyn Writer>, metrics: Metrics) -> Arc<Self> {
+    /// Over the proxies of `hub`, through `writer`, while `leadership` holds.
+    pub fn new(
+        hub: Arc<Hub>,
+        writer: Arc<dyn Writer>,
+        leadership: Leadership,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let mut book = Book::default();
+        book.follow();
         Arc::new(Self {
-            book: Mutex::default(),
+            book: book.into(),
             changed: Notify::new(),
             hub,
             writer,
+            leadership,
             metrics,
         })
     }
@@ -53,9 +65,23 @@ impl StatusWriter {
         self.changed.notify_one();
     }
 
-    /// Writes what is due, for ever. For `settle` after the start, proxies that have not come back yet
-    /// take nothing away that was said before.
+    /// Writes what is due while this replica leads, for ever. For `settle` after it has begun to,
+    /// proxies that have not come back yet take nothing away that was said before.
     pub async fn run(&self, settle: Duration) {
+        let mut leadership = self.leadership.clone();
+        loop {
+            leadership.acquired().await;
+            self.book.lock().lead();
+            self.changed.notify_one();
+            tokio::select! {
+                () = self.lead(settle) => {}
+                () = leadership.lost() => {}
+            }
+            self.book.lock().follow();
+        }
+    }
+
+    async fn lead(&self, settle: Duration) {
         let mut settle_at = Some(Instant::now() + settle);
         let mut retry_at = None;
         loop {
@@ -83,14 +109,24 @@ impl StatusWriter {
         };
         let mut fine = true;
         for write in writes {
-            let result = match &write {
-                Write::Parents(key, parents) => {
-                    self.writer.write_route_parents(key, parents.clone()).await
-                }
-                Write::Condition(key, condition) => {
-                    self.writer.write_condition(key, condition.clone()).await
+            if !self.leadership.holds_for(WRITE_TIMEOUT) {
+                self.book.lock().retry(write);
+                fine = false;
+                continue;
+            }
+            let attempt = async {
+                match &write {
+                    Write::Parents(key, parents) => {
+                        self.writer.write_route_parents(key, parents.clone()).await
+                    }
+                    Write::Condition(key, condition) => {
+                        self.writer.write_condition(key, condition.clone()).await
+                    }
                 }
             };
+            let result = timeout(WRITE_TIMEOUT, attempt).await;
+            let result =
+                result.unwrap_or_else(|_| Err(SourceError::Other("no answer in time".to_owned())));
             self.metrics.status_written(result.is_ok());
             match result {
                 Ok(()) => self.book.lock().written(write),
