@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "istio/v1/auth/ca.proto",
         "weft/config/v1/config.proto",
         "weft/handover/v1/handover.proto",
+        "weft/peer/v1/peer.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     let set = protox::compile(protos.map(|p| root.join(p)), [root])?;

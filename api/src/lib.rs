@@ -26,3 +26,9 @@ pub mod ca {
 pub mod handover {
     tonic::include_proto!("weft.handover.v1");
 }
+
+/// What the controller's replicas tell each other.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod peer {
+    tonic::include_proto!("weft.peer.v1");
+}

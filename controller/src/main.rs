@@ -31,7 +31,7 @@ use weft_controller::{
         auth::{Authenticator, FileTokens},
         root,
     },
-    run::{self, Parts},
+    run::{self, Parts, Replicas},
 };
 use weft_source::Scope;
 
@@ -197,8 +197,15 @@ async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::
         }
         (None, None) => bail!("give --ca-dir or --ca"),
     };
+    let mut replicas = None;
     let leadership = match (&options.leader_lease, &options.replica) {
         (Some(place), Some(replica)) => {
+            replicas = Some(Replicas {
+                replica: replica.clone(),
+                service: options.service.clone(),
+                port: options.listen.port(),
+                token_file: options.peer_token_file.clone(),
+            });
             let (announcer, leadership) = Leadership::follower();
             let candidate = Candidate::new(client(&options).await?, place, replica);
             tokio::spawn(candidate.run(announcer, shutdown.clone()));
@@ -239,6 +246,7 @@ async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::
         ca,
         roots,
         leadership,
+        replicas,
         listener: listen(options.listen).await?,
         http: listen(options.http).await?,
         debug: listen(options.debug).await?,

@@ -14,7 +14,7 @@ use weft_source::{Event, ObjectKey};
 use crate::{
     compile::{Compiled, World},
     metrics::Metrics,
-    publish::{ResourceType, cache::Update, hub::Hub, status::StatusWriter},
+    publish::{ResourceType, cache::Update, hub::Hub, peers::Peers, status::StatusWriter},
     state::State,
 };
 
@@ -35,6 +35,8 @@ pub struct Pipeline {
     pub hub: Arc<Hub>,
     /// Where status goes.
     pub status: Arc<StatusWriter>,
+    /// The other replicas, which the source tells of.
+    pub peers: Option<Arc<Peers>>,
     /// Counters.
     pub metrics: Metrics,
     /// Cancelled once everything that existed at the start has been published.
@@ -63,6 +65,9 @@ impl Pipeline {
         self.state.update(|world| {
             self.status.update(|book| {
                 for event in batch.drain(..) {
+                    if let Some(peers) = &self.peers {
+                        peers.observe(&event);
+                    }
                     match event {
                         Event::Applied(object) => {
                             if !objects.contains(&object.key) {

@@ -1,6 +1,7 @@
 //! Puts the parts together, and runs them until they are told to stop.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,20 +13,31 @@ use tonic::transport::Server;
 use weft_api::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer, config,
     discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer, names,
+    peer::peer_service_server::PeerServiceServer,
 };
 use weft_certs::{
-    CertificateAuthority, bundle::TrustBundle, serving::ServingCell, tls::controller_server_config,
+    BundleCell, CertificateAuthority,
+    bundle::TrustBundle,
+    serving::ServingCell,
+    tls::{controller_client_config, controller_server_config},
 };
 use weft_source::{Source, Writer};
 
 use crate::{
     compile::{Settings, World},
     http::{Http, Pages},
+    kubernetes::Place,
     leadership::Leadership,
     metrics::Metrics,
     pipeline::{Pipeline, update},
     publish::{
-        ResourceType, auth::Authenticator, ca::CaService, hub::Hub, status::StatusWriter, tls,
+        ResourceType,
+        auth::Authenticator,
+        ca::CaService,
+        hub::Hub,
+        peers::{Peers, client::Dialer, service::StandingService},
+        status::StatusWriter,
+        tls,
         xds::XdsService,
     },
     state::State,
@@ -62,6 +74,8 @@ pub struct Parts {
     pub roots: TrustBundle,
     /// Whether this replica writes status.
     pub leadership: Leadership,
+    /// The other replicas, if there may be any.
+    pub replicas: Option<Replicas>,
     /// For xDS and the CA.
     pub listener: TcpListener,
     /// For readiness and metrics.
@@ -74,6 +88,18 @@ pub struct Parts {
     pub settle: Duration,
 }
 
+/// How this replica finds and calls the others.
+pub struct Replicas {
+    /// This one's name.
+    pub replica: String,
+    /// The Service through which proxies reach the replicas.
+    pub service: Place,
+    /// The gRPC port of all of them.
+    pub port: u16,
+    /// The token with which this one calls.
+    pub token_file: PathBuf,
+}
+
 /// Runs a controller until `shutdown`; fails if its source ends.
 pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()> {
     let Parts {
@@ -83,6 +109,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         ca,
         roots,
         leadership,
+        replicas,
         listener,
         http,
         debug,
@@ -92,7 +119,28 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
     let ca = Arc::new(ca);
     let metrics = Metrics::default();
     let hub = Hub::new(metrics.clone());
-    let status = StatusWriter::new(Arc::clone(&hub), writer, leadership, metrics.clone());
+    let (peers, dialer) = match replicas {
+        Some(replicas) => {
+            let peers = Peers::new(replicas.service, replicas.replica);
+            let bundle = Arc::new(BundleCell::new(roots.clone()));
+            let tls = controller_client_config(bundle, names::CONTROLLER_DNS_NAME)
+                .context("set up TLS towards other replicas")?;
+            let dialer = Dialer {
+                port: replicas.port,
+                tls,
+                token_file: replicas.token_file,
+            };
+            (Some(peers), Some(dialer))
+        }
+        None => (None, None),
+    };
+    let status = StatusWriter::new(
+        Arc::clone(&hub),
+        peers.clone(),
+        writer,
+        leadership,
+        metrics.clone(),
+    );
     hub.publish(vec![update(
         ResourceType::MeshConfig,
         names::MESH_CONFIG_NAME,
@@ -115,6 +163,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         state: Arc::clone(&state),
         hub: Arc::clone(&hub),
         status: Arc::clone(&status),
+        peers: peers.clone(),
         metrics: metrics.clone(),
         synced: synced.clone(),
     };
@@ -125,6 +174,11 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
             () = shutdown.cancelled() => return Ok(()),
         }
         let address = listener.local_addr().context("listen")?;
+        let standing = StandingService::new(
+            Arc::clone(&hub),
+            Arc::clone(&authenticator),
+            shutdown.clone(),
+        );
         let xds = XdsService::new(hub, Arc::clone(&authenticator), shutdown.clone());
         let xds = AggregatedDiscoveryServiceServer::new(xds).max_decoding_message_size(MAX_REQUEST);
         let ca = CaService::new(Arc::clone(&ca), authenticator, state, metrics);
@@ -132,6 +186,7 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_service(xds)
+            .add_service(PeerServiceServer::new(standing))
             .add_service(IstioCertificateServiceServer::new(ca));
         tracing::info!(%address, "serving configuration and certificates");
         ready.cancel();
@@ -146,8 +201,15 @@ pub async fn run(parts: Parts, shutdown: CancellationToken) -> anyhow::Result<()
         synced.cancelled().await;
         status.run(settle).await;
     };
+    let follow = async {
+        match peers.zip(dialer) {
+            Some((peers, dialer)) => peers.follow(dialer).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         result = serve => result,
+        () = follow => Ok(()),
         () = pipeline.run(events) => bail!("the source of objects has ended"),
         () = status => Ok(()),
         () = Arc::clone(&answers).serve(http, Pages::Open) => Ok(()),

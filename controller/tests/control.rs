@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "control/replicas.rs"]
+mod replicas;
 mod support;
 
 use std::{

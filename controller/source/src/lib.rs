@@ -107,6 +107,23 @@ pub trait Writer: Send + Sync {
         key: &'a ObjectKey,
         annotations: BTreeMap<String, Option<String>>,
     ) -> BoxFuture<'a, Result<(), SourceError>>;
+
+    /// Sets conditions (by their `type`) and `supportedFeatures` in the status of an XMesh. Sources
+    /// that know no such objects do nothing.
+    fn write_mesh<'a>(
+        &'a self,
+        key: &'a ObjectKey,
+        status: Value,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        let _ = (key, status);
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Makes an XMesh of weft's controllerName, if that kind is served and there is none of that name.
+    fn create_mesh<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+        let _ = name;
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// Both directions of one source.

@@ -1,7 +1,8 @@
 //! Where changed resources and connected proxies meet.
 //!
 //! Flows in: updates from the compiler, requests from streams. Flows out: a wake-up to each stream
-//! that has something to send, and to the status writer the names whose standing may have changed.
+//! that has something to send, and to the status writer and other replicas the names whose standing
+//! may have changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,8 @@ use weft_api::{
 
 use super::{
     ResourceType,
-    cache::{Cache, Update},
+    cache::{Cache, Update, Version},
+    peers::Entry,
     session::{Acknowledgement, Session},
     status::Standing,
 };
@@ -34,7 +36,6 @@ const LISTED: usize = 20;
 /// Holds the resources and every connected proxy's session.
 pub struct Hub {
     inner: Mutex<Inner>,
-    changed: Notify,
     metrics: Metrics,
 }
 
@@ -42,8 +43,21 @@ pub struct Hub {
 struct Inner {
     cache: Cache,
     proxies: BTreeMap<u64, Proxy>,
+    subscribers: BTreeMap<u64, Subscriber>,
     next: u64,
+}
+
+#[derive(Default)]
+struct Subscriber {
     dirty: Dirty,
+    wake: Arc<Notify>,
+}
+
+/// Hears which names' standing may have changed.
+pub struct Subscription {
+    hub: Arc<Hub>,
+    serial: u64,
+    wake: Arc<Notify>,
 }
 
 struct Proxy {
@@ -54,6 +68,9 @@ struct Proxy {
     wake: Arc<Notify>,
     superseded: CancellationToken,
 }
+
+/// How proxies stand, by resource.
+pub type Entries = Vec<((ResourceType, Arc<str>), Entry)>;
 
 /// Names whose standing with some proxy may have changed.
 #[derive(Debug, Default)]
@@ -107,7 +124,6 @@ impl Hub {
     pub fn new(metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::default(),
-            changed: Notify::new(),
             metrics,
         })
     }
@@ -151,7 +167,7 @@ impl Hub {
         let Inner {
             cache,
             proxies,
-            dirty,
+            subscribers,
             ..
         } = &mut *inner;
         let mut count = 0;
@@ -164,13 +180,15 @@ impl Hub {
             for proxy in proxies.values_mut() {
                 proxy.session.changed(kind, &name);
             }
-            dirty.note(kind, name);
+            for subscriber in subscribers.values_mut() {
+                subscriber.dirty.note(kind, &name);
+            }
         }
         if count > 0 {
             for proxy in proxies.values() {
                 proxy.wake.notify_one();
             }
-            self.changed.notify_one();
+            inner.wake_subscribers();
         }
         count
     }
@@ -201,14 +219,62 @@ impl Hub {
         standing
     }
 
-    /// Waits until [`Hub::take_dirty`] has something to give.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// The versions of some resources as they are published.
+    pub fn versions<'a>(
+        &self,
+        kind: ResourceType,
+        names: &'a [String],
+    ) -> Vec<(&'a String, Option<Version>)> {
+        let inner = self.inner.lock();
+        let version = |name: &'a String| (name, inner.cache.version(kind, name));
+        names.iter().map(version).collect()
     }
 
-    /// What may stand differently since the last call.
-    pub fn take_dirty(&self) -> Dirty {
-        std::mem::take(&mut self.inner.lock().dirty)
+    /// The nodes of the connected proxies, and how these stand towards what is dirty; where that is
+    /// everything, towards all there is, what some proxy still has, and what was told before.
+    pub fn report<'a>(
+        &self,
+        dirty: &Dirty,
+        told: impl Iterator<Item = &'a (ResourceType, Arc<str>)>,
+    ) -> (Vec<String>, Entries) {
+        let inner = self.inner.lock();
+        let nodes = inner.proxies.values().map(|proxy| proxy.node.clone());
+        let of = |kind| move |name: &Arc<str>| (kind, Arc::clone(name));
+        let tables = dirty.tables.iter().map(of(ResourceType::RouteTable));
+        let workloads = dirty.workloads.iter().map(of(ResourceType::Workload));
+        let mut names: BTreeSet<_> = tables.chain(workloads).collect();
+        if dirty.everything {
+            names.extend(told.cloned());
+            for kind in [ResourceType::RouteTable, ResourceType::Workload] {
+                let all = inner.cache.all(kind);
+                names.extend(all.keys().map(of(kind)));
+                for proxy in inner.proxies.values() {
+                    let held = proxy.session.held(kind);
+                    names.extend(held.filter(|name| !all.contains_key(*name)).map(of(kind)));
+                }
+            }
+        }
+        let entries = names.into_iter().map(|(kind, name)| {
+            let entry = inner.entry(kind, &name);
+            ((kind, name), entry)
+        });
+        (nodes.collect(), entries.collect())
+    }
+
+    /// Hears of what changes from now on; at first, everything has.
+    pub fn subscribe(self: &Arc<Self>) -> Subscription {
+        let mut inner = self.inner.lock();
+        let serial = inner.next;
+        inner.next += 1;
+        let mut subscriber = Subscriber::default();
+        subscriber.dirty.everything = true;
+        let wake = Arc::clone(&subscriber.wake);
+        inner.subscribers.insert(serial, subscriber);
+        Subscription {
+            hub: Arc::clone(self),
+            serial,
+            wake,
+        }
     }
 
     /// The connected proxies.
@@ -237,8 +303,67 @@ impl Hub {
 
     fn census(&self, inner: &mut Inner) {
         self.metrics.proxies.set(inner.proxies.len() as i64);
-        inner.dirty.everything = true;
-        self.changed.notify_one();
+        for subscriber in inner.subscribers.values_mut() {
+            subscriber.dirty.everything = true;
+        }
+        inner.wake_subscribers();
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn wake_subscribers(&self) {
+        for subscriber in self.subscribers.values() {
+            subscriber.wake.notify_one();
+        }
+    }
+
+    fn entry(&self, kind: ResourceType, name: &str) -> Entry {
+        let version = self.cache.version(kind, name);
+        let mut entry = Entry {
+            version,
+            ..Entry::default()
+        };
+        for proxy in self.proxies.values() {
+            match proxy.session.standing(kind, name, version) {
+                Acknowledgement::Acknowledged => {}
+                Acknowledgement::Waiting => entry.waiting.push(proxy.node.clone()),
+                Acknowledgement::Rejected(reason) => {
+                    entry.rejected.push((proxy.node.clone(), reason));
+                }
+            }
+        }
+        entry
+    }
+}
+
+// === impl Subscription ===
+
+impl Subscription {
+    /// The hub.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Waits until [`Subscription::take`] may have something to give.
+    pub async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// What may stand differently since the last call.
+    pub fn take(&self) -> Dirty {
+        let mut inner = self.hub.inner.lock();
+        let subscriber = inner.subscribers.get_mut(&self.serial);
+        subscriber
+            .map(|s| std::mem::take(&mut s.dirty))
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.hub.inner.lock().subscribers.remove(&self.serial);
     }
 }
 
@@ -256,7 +381,7 @@ impl Connection {
         let Inner {
             cache,
             proxies,
-            dirty,
+            subscribers,
             ..
         } = &mut *inner;
         let Some(proxy) = proxies.get_mut(&self.serial) else {
@@ -269,14 +394,14 @@ impl Connection {
             tracing::warn!(%node, kind = kind.name(), %error, "a proxy refused configuration");
             self.hub.metrics.rejected(kind, told.rejected);
         }
-        if told.subscribed {
-            dirty.everything = true;
-        }
         if told.subscribed || !told.names.is_empty() {
-            told.names
-                .into_iter()
-                .for_each(|name| dirty.note(kind, name));
-            self.hub.changed.notify_one();
+            for subscriber in subscribers.values_mut() {
+                subscriber.dirty.everything |= told.subscribed;
+                for name in &told.names {
+                    subscriber.dirty.note(kind, name);
+                }
+                subscriber.wake.notify_one();
+            }
         }
     }
 
@@ -351,10 +476,11 @@ impl Proxy {
 // === impl Dirty ===
 
 impl Dirty {
-    fn note(&mut self, kind: ResourceType, name: Arc<str>) {
+    /// Adds a name.
+    pub fn note(&mut self, kind: ResourceType, name: &Arc<str>) {
         match kind {
-            ResourceType::RouteTable => self.tables.insert(name),
-            ResourceType::Workload => self.workloads.insert(name),
+            ResourceType::RouteTable => self.tables.insert(Arc::clone(name)),
+            ResourceType::Workload => self.workloads.insert(Arc::clone(name)),
             ResourceType::MeshConfig | ResourceType::Service => false,
         };
     }

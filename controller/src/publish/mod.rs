@@ -10,6 +10,7 @@ pub mod auth;
 pub mod ca;
 pub mod cache;
 pub mod hub;
+pub mod peers;
 pub mod root;
 pub mod session;
 pub mod status;

@@ -156,6 +156,11 @@ impl Session {
         }
     }
 
+    /// The names of what the proxy has of a type.
+    pub fn held(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
+        self.types[kind as usize].held.keys()
+    }
+
     /// Whether the proxy has asked for a type.
     pub fn is_subscribed(&self, kind: ResourceType) -> bool {
         self.types[kind as usize].active

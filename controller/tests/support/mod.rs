@@ -50,6 +50,12 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a test watches for something that must not happen.
 pub(crate) const CALM: Duration = Duration::from_millis(300);
 
+/// Where a controller answers over HTTP.
+pub(crate) struct Listeners {
+    pub(crate) http: TcpListener,
+    pub(crate) debug: TcpListener,
+}
+
 /// A running controller.
 pub(crate) struct Control {
     pub(crate) folder: TempDir,
@@ -84,28 +90,37 @@ impl Control {
         )
         .await
         .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let debug = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, http_address) = (listener.local_addr().unwrap(), http.local_addr().unwrap());
-        let debug_address = debug.local_addr().unwrap();
-        let shutdown = CancellationToken::new();
-        let parts = Parts {
+        let tokens = FileTokens::open(folder.path().join("tokens")).unwrap();
+        Self::run(folder, async |listeners| Parts {
             source,
             writer,
-            authenticator: Arc::new(FileTokens::open(folder.path().join("tokens")).unwrap()),
+            authenticator: Arc::new(tokens),
             ca: root,
-            roots: bundle.clone(),
+            roots: bundle,
             leadership: Leadership::always(),
-            listener,
-            http,
-            debug,
+            replicas: None,
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            http: listeners.http,
+            debug: listeners.debug,
             settings: Settings {
                 trust_domain: "cluster.local".into(),
                 cluster_domain: "cluster.local".into(),
             },
             settle: Duration::from_millis(50),
-        };
+        })
+        .await
+    }
+
+    /// Starts a controller of these parts.
+    pub(crate) async fn run(folder: TempDir, parts: impl AsyncFnOnce(Listeners) -> Parts) -> Self {
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let debug = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (http_address, debug_address) =
+            (http.local_addr().unwrap(), debug.local_addr().unwrap());
+        let parts = parts(Listeners { http, debug }).await;
+        let address = parts.listener.local_addr().unwrap();
+        let bundle = parts.roots.clone();
+        let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(parts, shutdown.clone()));
         Self {
             folder,

@@ -9,10 +9,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{
-    Error,
-    api::{Patch, PatchParams},
+    Api, Error,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
+use weft_api::names::CONTROLLER_NAME;
 
 use super::{Shared, failed, raw::Raw, seen::Route};
 use crate::{BoxFuture, ObjectKey, SourceError, Writer};
@@ -119,6 +120,36 @@ impl Writer for KubernetesWriter {
         condition: Value,
     ) -> BoxFuture<'a, Result<(), SourceError>> {
         Box::pin(self.apply_status(key, json!({ "conditions": [condition] })))
+    }
+
+    fn write_mesh<'a>(
+        &'a self,
+        key: &'a ObjectKey,
+        status: Value,
+    ) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(self.apply_status(key, status))
+    }
+
+    fn create_mesh<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), SourceError>> {
+        Box::pin(async move {
+            let Some(resource) = self.shared.served.read().get("XMesh").cloned() else {
+                return Ok(());
+            };
+            let spec = json!({ "spec": { "controllerName": CONTROLLER_NAME } });
+            let mesh = DynamicObject::new(name, &resource).data(spec);
+            let api: Api<DynamicObject> = Api::all_with(self.shared.client.clone(), &resource);
+            let params = PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            match api.create(&params, &mesh).await {
+                Ok(_) => Ok(()),
+                Err(Error::Api(status)) if status.code == 409 => Ok(()),
+                Err(error) => Err(SourceError::Other(format!(
+                    "make the XMesh {name}: {error}"
+                ))),
+            }
+        })
     }
 
     fn annotate<'a>(

@@ -29,6 +29,8 @@ pub enum Write {
     Parents(ObjectKey, Vec<Value>),
     /// A pod's condition.
     Condition(ObjectKey, Value),
+    /// What weft says in the status of an XMesh.
+    Mesh(ObjectKey, Value),
 }
 
 /// Status that is wanted, and status that is there.
@@ -40,6 +42,9 @@ pub struct Book {
     by_workload: HashMap<String, ObjectKey>,
     dirty_routes: BTreeSet<ObjectKey>,
     dirty_pods: BTreeSet<ObjectKey>,
+    /// XMeshes of our controllerName.
+    meshes: BTreeMap<ObjectKey, Mesh>,
+    dirty_meshes: BTreeSet<ObjectKey>,
     /// Routes that are gone, and had a status.
     orphans: BTreeSet<ObjectKey>,
     /// Another replica writes: what the source shows is what is there.
@@ -66,6 +71,16 @@ struct Pod {
     last_sandbox: Option<String>,
     /// Status and message of the condition that is there.
     condition: Option<(String, String)>,
+}
+
+/// An XMesh of our controllerName.
+#[derive(Debug)]
+struct Mesh {
+    generation: i64,
+    /// It names parameters, of which weft has none.
+    parameters: bool,
+    /// Of its status, what is ours.
+    there: Value,
 }
 
 impl Book {
@@ -100,6 +115,14 @@ impl Book {
             }
             return;
         }
+        if key.kind == "XMesh" {
+            match Mesh::of(value) {
+                Some(mesh) => self.meshes.insert(key.clone(), mesh),
+                None => self.meshes.remove(key),
+            };
+            self.dirty_meshes.insert(key.clone());
+            return;
+        }
         let parents = value.pointer("/status/parents").and_then(Value::as_array);
         if parents.is_none() && !self.routes.contains_key(key) {
             return;
@@ -129,6 +152,7 @@ impl Book {
         {
             self.orphans.insert(key.clone());
         }
+        self.meshes.remove(key);
         self.dirty_routes.remove(key);
         self.dirty_pods.remove(key);
         if let Some(pod) = self.pods.remove(key) {
@@ -207,6 +231,12 @@ impl Book {
     pub fn mark_all(&mut self) {
         self.dirty_routes.extend(self.routes.keys().cloned());
         self.dirty_pods.extend(self.pods.keys().cloned());
+        self.dirty_meshes.extend(self.meshes.keys().cloned());
+    }
+
+    /// Whether there is an XMesh of our controllerName.
+    pub fn has_mesh(&self) -> bool {
+        !self.meshes.is_empty()
     }
 
     /// From now on another replica writes.
@@ -265,6 +295,15 @@ impl Book {
                 None => {}
             }
         }
+        for key in mem::take(&mut self.dirty_meshes) {
+            let Some(mesh) = self.meshes.get(&key) else {
+                continue;
+            };
+            let wanted = conditions::mesh(mesh.generation, mesh.parameters, &mesh.there, now);
+            if wanted != mesh.there {
+                writes.push(Write::Mesh(key, wanted));
+            }
+        }
         writes
     }
 
@@ -285,6 +324,11 @@ impl Book {
                     self.dirty_pods.insert(key);
                 }
             }
+            Write::Mesh(key, status) => {
+                if let Some(mesh) = self.meshes.get_mut(&key) {
+                    mesh.there = status;
+                }
+            }
         }
     }
 
@@ -299,6 +343,9 @@ impl Book {
             }
             Write::Condition(key, _) => {
                 self.dirty_pods.insert(key);
+            }
+            Write::Mesh(key, _) => {
+                self.dirty_meshes.insert(key);
             }
         }
     }
@@ -360,6 +407,23 @@ impl Pod {
         }
         let standing = standing(ResourceType::Workload, std::slice::from_ref(&self.workload));
         standing.is_acknowledged().then_some(("False", sandbox))
+    }
+}
+
+// === impl Mesh ===
+
+impl Mesh {
+    /// None if it is another controller's.
+    fn of(value: &Value) -> Option<Self> {
+        let controller = value.pointer("/spec/controllerName")?.as_str()?;
+        let generation = value
+            .pointer("/metadata/generation")
+            .and_then(Value::as_i64);
+        (controller == CONTROLLER_NAME).then(|| Self {
+            generation: generation.unwrap_or_default(),
+            parameters: value.pointer("/spec/parametersRef").is_some(),
+            there: conditions::mesh_there(value),
+        })
     }
 }
 

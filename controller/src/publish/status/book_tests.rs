@@ -351,3 +351,97 @@ fn endpoints_that_are_no_pods_have_no_condition() {
         .set_workload("slice/ns/s/10.0.0.1", Some(&workload("box")));
     assert!(desk.write("t").is_empty());
 }
+
+fn xmesh(controller: &str, generation: i64, status: Value) -> Object {
+    Object {
+        key: ObjectKey {
+            group: "gateway.networking.x-k8s.io".into(),
+            kind: "XMesh".into(),
+            namespace: String::new(),
+            name: "weft".into(),
+        },
+        value: Arc::new(json!({
+            "metadata": { "generation": generation },
+            "spec": { "controllerName": controller },
+            "status": status,
+        })),
+    }
+}
+
+#[test]
+fn a_meshs_status_is_kept_true_and_another_controllers_is_left_alone() {
+    let mut desk = Desk::new();
+    desk.book.observe(&xmesh("other/mesh", 1, json!({})));
+    assert!(!desk.book.has_mesh());
+    assert_eq!(desk.write("t0"), []);
+
+    let pending = json!({ "conditions": [
+        { "type": "Accepted", "status": "Unknown", "reason": "Pending" },
+        { "type": "Foreign", "status": "True" },
+    ]});
+    desk.book.observe(&xmesh(CONTROLLER_NAME, 1, pending));
+    assert!(desk.book.has_mesh());
+    let writes = desk.write("t1");
+    let [Write::Mesh(_, status)] = &writes[..] else {
+        panic!("{writes:?}")
+    };
+    assert_eq!(status["conditions"][0]["status"], "True");
+    assert_eq!(status["conditions"][0]["lastTransitionTime"], "t1");
+    let features: Vec<_> = status["supportedFeatures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .collect();
+    assert!(features.is_sorted_by_key(|feature| feature["name"].as_str()));
+
+    let shown = status.clone();
+    desk.book.observe(&xmesh(CONTROLLER_NAME, 1, shown.clone()));
+    assert_eq!(desk.write("t2"), [], "nothing to say");
+    desk.book.observe(&xmesh(CONTROLLER_NAME, 2, shown.clone()));
+    let writes = desk.write("t3");
+    let [Write::Mesh(_, status)] = &writes[..] else {
+        panic!("{writes:?}")
+    };
+    assert_eq!(status["conditions"][0]["observedGeneration"], 2);
+    assert_eq!(status["conditions"][0]["lastTransitionTime"], "t1");
+
+    let mut altered = status.clone();
+    altered["supportedFeatures"] = json!([]);
+    desk.book.observe(&xmesh(CONTROLLER_NAME, 2, altered));
+    assert_eq!(
+        desk.write("t4").len(),
+        1,
+        "what somebody altered is put right"
+    );
+    desk.book.forget(&xmesh(CONTROLLER_NAME, 2, json!({})).key);
+    assert!(!desk.book.has_mesh());
+}
+
+#[test]
+fn who_follows_learns_what_the_leader_writes_and_goes_on_from_there() {
+    let mut desk = Desk::new();
+    desk.book.follow();
+    let route = key("HTTPRoute", "r");
+    desk.book.set_route(&route, Some(status(1, true, &["t"])));
+    let writes = desk.due("t1", false);
+    let [Write::Parents(_, parents)] = &writes[..] else {
+        panic!("{writes:?}")
+    };
+    // The leader, who sees the same, wrote this; nothing is left to do for the next.
+    let shown = Object {
+        key: route.clone(),
+        value: Arc::new(json!({ "status": { "parents": parents } })),
+    };
+    desk.book.observe(&shown);
+    desk.book.lead();
+    assert_eq!(desk.due("t2", false), []);
+    // It goes on as leader, and follows again; the new leader's writes are what is there.
+    desk.book.follow();
+    let gone = Object {
+        key: route,
+        value: Arc::new(json!({ "status": {} })),
+    };
+    desk.book.observe(&gone);
+    desk.book.lead();
+    assert_eq!(desk.due("t3", false).len(), 1);
+}

@@ -6,6 +6,28 @@ use weft_api::names::{CONDITION_CAPTURED, CONDITION_PROGRAMMED, CONTROLLER_NAME}
 use super::Standing;
 use crate::compile::{Condition, ParentStatus};
 
+/// What weft says that it supports: the features, as the conformance suite names them, whose tests it
+/// passes. Sorted, as the API demands.
+pub(super) const FEATURES: [&str; 17] = [
+    "GRPCRoute",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteParentRefPort",
+    "HTTPRouteResponseHeaderModification",
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+];
+
 /// The most names that a message lists.
 const LISTED: usize = 5;
 
@@ -76,6 +98,42 @@ pub(super) fn captured(state: &str, sandbox: &str, now: &str) -> Value {
     })
 }
 
+/// The status of an XMesh (GEP-3949), as far as it is ours.
+pub(super) fn mesh(generation: i64, parameters: bool, before: &Value, now: &str) -> Value {
+    let (state, reason, message) = match parameters {
+        false => ("True", "Accepted", "weft is the mesh"),
+        true => (
+            "False",
+            "InvalidParameters",
+            "weft has no parameters; remove parametersRef",
+        ),
+    };
+    let before = before.get("conditions").and_then(Value::as_array);
+    let features = FEATURES.map(|name| json!({ "name": name }));
+    json!({
+        "conditions": [{
+            "type": "Accepted",
+            "status": state,
+            "observedGeneration": generation,
+            "lastTransitionTime": since(before, "Accepted", state).unwrap_or(now),
+            "reason": reason,
+            "message": message,
+        }],
+        "supportedFeatures": features,
+    })
+}
+
+/// What of an XMesh's status [`mesh`] makes.
+pub(super) fn mesh_there(value: &Value) -> Value {
+    let list = |path: &str| value.pointer(path).and_then(Value::as_array).cloned();
+    let mut conditions = list("/status/conditions").unwrap_or_default();
+    conditions.retain(|condition| condition["type"] == "Accepted");
+    json!({
+        "conditions": conditions,
+        "supportedFeatures": list("/status/supportedFeatures").unwrap_or_default(),
+    })
+}
+
 fn since<'a>(before: Option<&'a Vec<Value>>, kind: &str, state: &str) -> Option<&'a str> {
     let text = |condition: &'a Value, field: &str| condition.get(field).and_then(Value::as_str);
     let before = before?
@@ -85,7 +143,7 @@ fn since<'a>(before: Option<&'a Vec<Value>>, kind: &str, state: &str) -> Option<
 }
 
 fn programmed(standing: &Standing) -> Condition {
-    let (status, reason, message) = if standing.proxies == 0 {
+    let (status, reason, message) = if standing.proxies == 0 && standing.unknown.is_empty() {
         (false, "NoProxies", "no proxy is connected".to_owned())
     } else if !standing.rejected.is_empty() {
         let refusals = standing.rejected.iter();
@@ -98,6 +156,13 @@ fn programmed(standing: &Standing) -> Condition {
             false,
             "NotAcknowledged",
             format!("not acknowledged yet by the proxy of {nodes}"),
+        )
+    } else if !standing.unknown.is_empty() {
+        let replicas = list(standing.unknown.iter().cloned(), ", ");
+        (
+            false,
+            "NotAcknowledged",
+            format!("not known yet of the proxies that are connected to {replicas}"),
         )
     } else {
         (

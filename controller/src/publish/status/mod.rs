@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 pub use book::{Book, Write};
 pub use task::StatusWriter;
 
-/// How the connected proxies stand towards some resources.
+/// How the connected proxies, of all replicas, stand towards some resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// How many proxies are connected.
@@ -18,11 +18,13 @@ pub struct Standing {
     pub waiting: BTreeSet<String>,
     /// Resource, reason and node of every refusal.
     pub rejected: BTreeSet<(String, String, String)>,
+    /// Other replicas of the controller whose proxies are not known.
+    pub unknown: BTreeSet<String>,
 }
 
 impl Standing {
     /// Whether every proxy has acknowledged everything; true without proxies.
     pub fn is_acknowledged(&self) -> bool {
-        self.waiting.is_empty() && self.rejected.is_empty()
+        self.waiting.is_empty() && self.rejected.is_empty() && self.unknown.is_empty()
     }
 }

@@ -13,8 +13,16 @@ use tokio::{
 };
 use weft_source::{SourceError, Writer};
 
-use super::{Book, Write};
-use crate::{leadership::Leadership, metrics::Metrics, publish::hub::Hub};
+use super::{Book, Standing, Write};
+use crate::{
+    leadership::Leadership,
+    metrics::Metrics,
+    publish::{
+        ResourceType,
+        hub::{Dirty, Hub, Subscription},
+        peers::{Peers, Touched},
+    },
+};
 
 /// How long to gather what has changed: an acknowledgement usually follows within this time, so a
 /// route need not be shown as not acknowledged first.
@@ -22,6 +30,12 @@ const GATHER: Duration = Duration::from_millis(20);
 
 /// The least time between two rounds of writing: nobody looks more often.
 const PAUSE: Duration = Duration::from_millis(30);
+
+/// The name of the XMesh that is made where there is none.
+const MESH: &str = "weft";
+
+/// How often that is looked after: its kind may come later.
+const MESH_PERIOD: Duration = Duration::from_secs(60);
 
 /// How long to wait before a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,15 +48,18 @@ pub struct StatusWriter {
     book: Mutex<Book>,
     changed: Notify,
     hub: Arc<Hub>,
+    dirty: Subscription,
+    peers: Option<Arc<Peers>>,
     writer: Arc<dyn Writer>,
     leadership: Leadership,
     metrics: Metrics,
 }
 
 impl StatusWriter {
-    /// Over the proxies of `hub`, through `writer`, while `leadership` holds.
+    /// Over the proxies of `hub` and of the other replicas, through `writer`, while `leadership` holds.
     pub fn new(
         hub: Arc<Hub>,
+        peers: Option<Arc<Peers>>,
         writer: Arc<dyn Writer>,
         leadership: Leadership,
         metrics: Metrics,
@@ -52,7 +69,9 @@ impl StatusWriter {
         Arc::new(Self {
             book: book.into(),
             changed: Notify::new(),
+            dirty: hub.subscribe(),
             hub,
+            peers,
             writer,
             leadership,
             metrics,
@@ -84,27 +103,71 @@ impl StatusWriter {
     async fn lead(&self, settle: Duration) {
         let mut settle_at = Some(Instant::now() + settle);
         let mut retry_at = None;
+        let mut mesh_at = Instant::now();
         loop {
-            let deadline = settle_at.into_iter().chain(retry_at).min();
+            let deadline = [settle_at, retry_at, Some(mesh_at)]
+                .into_iter()
+                .flatten()
+                .min();
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = self.hub.changed() => {}
+                () = self.dirty.changed() => {}
+                () = self.peers_changed() => {}
                 () = until(deadline) => {}
             }
             sleep(GATHER).await;
+            if mesh_at <= Instant::now() {
+                self.provide_mesh().await;
+                mesh_at = Instant::now() + MESH_PERIOD;
+            }
             settle_at = settle_at.filter(|at| Instant::now() < *at);
-            let fine = self.write_due(settle_at.is_some()).await;
-            retry_at = (!fine).then(|| Instant::now() + RETRY);
+            let unsettled = self
+                .peers
+                .as_ref()
+                .is_some_and(|peers| peers.is_unsettled(settle));
+            let fine = self.write_due(settle_at.is_some() || unsettled).await;
+            // What is unsettled settles by itself, with time.
+            retry_at = (!fine || unsettled).then(|| Instant::now() + RETRY);
             sleep(PAUSE).await;
         }
+    }
+
+    /// Makes the XMesh, unless there is one of our controllerName.
+    async fn provide_mesh(&self) {
+        if self.book.lock().has_mesh() || !self.leadership.holds_for(WRITE_TIMEOUT) {
+            return;
+        }
+        match timeout(WRITE_TIMEOUT, self.writer.create_mesh(MESH)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the mesh's XMesh; trying again"),
+            Err(_) => tracing::warn!("no answer in time to making the mesh's XMesh; trying again"),
+        }
+    }
+
+    async fn peers_changed(&self) {
+        match &self.peers {
+            Some(peers) => peers.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn standing(&self, kind: ResourceType, names: &[String]) -> Standing {
+        let mut standing = self.hub.standing(kind, names);
+        if let Some(peers) = &self.peers {
+            peers.add_standing(kind, &self.hub.versions(kind, names), &mut standing);
+        }
+        standing
     }
 
     /// Returns whether all went well.
     async fn write_due(&self, settling: bool) -> bool {
         let writes = {
             let mut book = self.book.lock();
-            book.mark(&self.hub.take_dirty());
-            let standing = |kind, names: &[String]| self.hub.standing(kind, names);
+            book.mark(&self.dirty.take());
+            if let Some(peers) = &self.peers {
+                book.mark(&dirty(peers.take_touched()));
+            }
+            let standing = |kind, names: &[String]| self.standing(kind, names);
             book.take_writes(standing, &now(), settling)
         };
         let mut fine = true;
@@ -122,6 +185,7 @@ impl StatusWriter {
                     Write::Condition(key, condition) => {
                         self.writer.write_condition(key, condition.clone()).await
                     }
+                    Write::Mesh(key, status) => self.writer.write_mesh(key, status.clone()).await,
                 }
             };
             let result = timeout(WRITE_TIMEOUT, attempt).await;
@@ -135,7 +199,8 @@ impl StatusWriter {
                     tracing::debug!(%key, "no status: the object is gone")
                 }
                 Err(error) => {
-                    let (Write::Parents(key, _) | Write::Condition(key, _)) = &write;
+                    let (Write::Parents(key, _) | Write::Condition(key, _) | Write::Mesh(key, _)) =
+                        &write;
                     tracing::warn!(%key, %error, "a status could not be written; it is tried again");
                     self.book.lock().retry(write);
                     fine = false;
@@ -144,6 +209,19 @@ impl StatusWriter {
         }
         fine
     }
+}
+
+fn dirty(touched: Touched) -> Dirty {
+    let mut dirty = Dirty::default();
+    match touched {
+        None => dirty.everything = true,
+        Some(touched) => {
+            for (kind, name) in touched {
+                dirty.note(kind, &name.into());
+            }
+        }
+    }
+    dirty
 }
 
 async fn until(deadline: Option<Instant>) {
