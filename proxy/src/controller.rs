@@ -1,8 +1,9 @@
 //! How the proxy reaches the controller. In flow its address, the trust bundle's file and the
 //! token's file; out flow gRPC channels over TLS, and requests that carry the token. Both files
-//! are read anew each time, since both are rotated under a running proxy.
+//! are read anew each time, since both are rotated under a running proxy; and the controller's name is
+//! resolved anew, since its replicas come and go.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -15,8 +16,12 @@ use tonic::{
 use weft_api::names::{CONTROLLER_DNS_NAME, PORT_CONTROLLER};
 use weft_certs::{BundleCell, TrustBundle, bundle::BundleError, tls};
 
-/// To connect, TLS included.
-const CONNECT: Duration = Duration::from_secs(5);
+use crate::resolve;
+
+/// To connect, with all that belongs to it.
+const CONNECT: Duration = Duration::from_secs(15);
+/// To connect to one address of the controller's, TLS included; then the next one is tried.
+const ADDRESS: Duration = Duration::from_secs(5);
 /// A controller that does not answer a ping for this long is away, and another one is dialled.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -165,12 +170,61 @@ impl Inner {
         // In an URI, IPv6 addresses stand in brackets.
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.uri.port_u16().unwrap_or(PORT_CONTROLLER);
-        let tcp = TcpStream::connect((host, port)).await?;
-        tcp.set_nodelay(true)?;
-        tokio::time::timeout(
-            CONNECT,
-            TlsConnector::from(config).connect(tls::unnamed(), tcp),
-        )
-        .await?
+        let connector = TlsConnector::from(config);
+        first_of(&resolve::addresses(host, port).await?, |address| {
+            let connector = connector.clone();
+            async move {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                connector.connect(tls::unnamed(), tcp).await
+            }
+        })
+        .await
+    }
+}
+
+/// Tries addresses one after the other; if none will do, tells why, each with its reason.
+async fn first_of<T, F: Future<Output = io::Result<T>>>(
+    addresses: &[SocketAddr],
+    attempt: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    let mut reasons = Vec::new();
+    for &address in addresses {
+        match tokio::time::timeout(ADDRESS, attempt(address)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => reasons.push(format!("{address}: {error}")),
+            Err(_) => reasons.push(format!("{address}: no answer within {ADDRESS:?}")),
+        }
+    }
+    Err(io::Error::other(reasons.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_refuses_or_hangs_is_passed_over() {
+        let [refuses, hangs, serves] =
+            [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let attempt = |address: SocketAddr| async move {
+            match address.port() {
+                1 => Err(io::ErrorKind::ConnectionRefused.into()),
+                2 => std::future::pending().await,
+                port => Ok(port),
+            }
+        };
+        assert_eq!(
+            first_of(&[refuses, hangs, serves], attempt).await.ok(),
+            Some(3)
+        );
+        let error = first_of(&[hangs, refuses], attempt)
+            .await
+            .expect_err("none serves");
+        let text = error.to_string();
+        assert!(
+            text.contains("127.0.0.1:2: no answer") && text.contains("127.0.0.1:1: "),
+            "{text}"
+        );
     }
 }

@@ -11,7 +11,11 @@
 
 use std::{collections::HashSet, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_api::handover::{
     Ack, AddPod, DrainPod, Drained, FromAgent, FromProxy, Held, Hello, ListenerKind, UpdatePod,
@@ -32,6 +36,9 @@ const PROTOCOL: u32 = 1;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 /// Much shorter than an agent that has restarted waits for its sockets.
 const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
+/// How long certificates keep the proxy from being ready. While it is not, a predecessor serves; but one
+/// identity that nobody signs must not keep a node from being upgraded for ever.
+const CERTIFICATES: Duration = Duration::from_secs(60);
 
 /// The client of the agent. [`Handover::run`] is its life; it belongs on the data path's
 /// runtime, where the pods' sockets are to be served.
@@ -46,7 +53,8 @@ pub struct Handover {
     pub configured: watch::Receiver<bool>,
     /// Tells this process from its predecessor.
     pub incarnation: String,
-    /// Holds once the agent has sent all of its pods.
+    /// Holds once the agent has sent all of its pods, and each has its certificate: a predecessor
+    /// ends then.
     pub received: Condition,
 }
 
@@ -120,9 +128,25 @@ impl Handover {
         let trust_domain = Arc::clone(&self.state.mesh().trust_domain);
         let mut changes = self.state.subscribe();
         let mut sent = HashSet::new();
+        let mut waiting: Option<BoxFuture<'static, Option<String>>> = None;
         loop {
+            let certified = async {
+                match &mut waiting {
+                    Some(waiting) => waiting.await,
+                    None => std::future::pending().await,
+                }
+            };
             let received = tokio::select! {
                 received = connection.recv::<FromAgent>() => received?,
+                missing = certified => {
+                    waiting = None;
+                    self.received.ready();
+                    if let Some(missing) = missing {
+                        tracing::warn!(missing, "serving without certificates of some pods");
+                        self.received.note(missing);
+                    }
+                    continue;
+                }
                 Ok(()) = changes.changed() => {
                     if self.state.mesh().trust_domain != trust_domain {
                         return Err(Ended::TrustDomain);
@@ -159,7 +183,7 @@ impl Handover {
                 }
                 Some(from_agent::Message::SnapshotSent(_)) => {
                     self.pods.retain(|sandbox| sent.contains(sandbox));
-                    self.received.ready();
+                    waiting = Some(Box::pin(certificates(self.pods.all())));
                     Ok(())
                 }
                 None => Err(PodError::Invalid {
@@ -233,6 +257,19 @@ impl Handover {
             let _ = send(&connection, drained).await;
         });
     }
+}
+
+/// Waits until each pod has its certificate, or is gone; not for ever: then tells who has none.
+async fn certificates(pods: Vec<Arc<Pod>>) -> Option<String> {
+    let all = join_all(pods.iter().map(|pod| pod.certified()));
+    if timeout(CERTIFICATES, all).await.is_ok() {
+        return None;
+    }
+    let missing = pods
+        .iter()
+        .filter(|pod| pod.certified().now_or_never().is_none());
+    let missing: Vec<_> = missing.map(|pod| pod.name()).collect();
+    (!missing.is_empty()).then(|| format!("no certificate for {}", missing.join(", ")))
 }
 
 async fn acknowledge(connection: &Connection, seq: u64, outcome: Result<(), PodError>) {

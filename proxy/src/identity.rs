@@ -137,8 +137,9 @@ impl Identities {
     }
 
     /// Forgets the identities that are not wanted any more, and their keys on the snapshot; what
-    /// still holds one of them keeps its certificate, but it is not renewed.
-    pub fn sweep(&self, wanted: impl Fn(&SpiffeId) -> bool) {
+    /// still holds one of them keeps its certificate, but it is not renewed. A proxy that is `ending`
+    /// leaves the snapshot alone: it is its successor's, which has pods that this one never sees.
+    pub fn sweep(&self, wanted: impl Fn(&SpiffeId) -> bool, ending: bool) {
         let mut held = self.inner.held.lock();
         held.retain(|id, identity| {
             let keep = wanted(id);
@@ -150,7 +151,7 @@ impl Identities {
             }
             keep
         });
-        if let Some(snapshot) = &self.inner.snapshot {
+        if !ending && let Some(snapshot) = &self.inner.snapshot {
             snapshot.retain(|id| held.contains_key(id));
         }
     }

@@ -172,7 +172,10 @@ async fn run(
         state,
         configured,
         incarnation,
-        received: readiness.condition("pods", "the agent has not sent them all yet"),
+        received: readiness.condition(
+            "pods",
+            "waiting for all of the agent's pods, and their certificates",
+        ),
     };
     let receiving = CancellationToken::new();
     let handover = data.spawn(handover.run(receiving.clone()));

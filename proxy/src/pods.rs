@@ -243,9 +243,10 @@ impl Pods {
     fn sweep(&self) {
         let pods = self.pods.lock();
         // Not by who still holds them: tasks of a pod that was stopped do for a moment.
+        let ending = self.ending.load(Ordering::Acquire);
         self.node
             .identities
-            .sweep(|id| pods.values().any(|pod| pod.spiffe_id() == id));
+            .sweep(|id| pods.values().any(|pod| pod.spiffe_id() == id), ending);
     }
 
     /// The agent takes a pod out of the mesh: what it has open ends in order, and it is no

@@ -1,21 +1,32 @@
 //! Certificates and keys on a memory-backed volume. In flow SVIDs as they are renewed; out they
 //! flow again when a successor starts. Files are readable by the proxy's user alone, and replaced
 //! by rename, so that none is ever half there.
+//!
+//! Two proxies share the folder during an upgrade, and learn at different times which identities are
+//! needed: each deletes only what itself has written or read, or what is too old for the other to
+//! have just written.
 
 use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    fs,
+    io::{self, Read},
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::Arc,
 };
 
+use foldhash::HashMap;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use weft_certs::{SpiffeId, Svid, svid::SvidError};
+
+use crate::files::{self, Version};
 
 /// A folder of SVIDs.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     folder: PathBuf,
+    /// The files as this process knows them.
+    known: Arc<Mutex<HashMap<PathBuf, Version>>>,
 }
 
 /// The snapshot can't be used.
@@ -65,13 +76,25 @@ impl Snapshot {
                 path: folder.clone(),
                 source,
             })?;
-        Ok(Self { folder })
+        files::clear(&folder);
+        Ok(Self {
+            folder,
+            known: Arc::default(),
+        })
     }
 
     /// The SVID of an identity, if there is one.
     pub fn load(&self, id: &SpiffeId) -> Result<Option<Svid>, SnapshotError> {
         let path = self.path(id);
-        let bytes = match fs::read(&path) {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = fs::File::open(&path)?;
+            let version = Version::of(&file.metadata()?);
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            self.known.lock().insert(path.clone(), version);
+            Ok(bytes)
+        };
+        let bytes = match read() {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(SnapshotError::File { path, source }),
@@ -99,7 +122,13 @@ impl Snapshot {
             path: path.clone(),
             source,
         })?;
-        write(&path, &bytes).map_err(|source| SnapshotError::File { path, source })
+        match files::replace(&path, &[&bytes]) {
+            Ok(version) => {
+                self.known.lock().insert(path, version);
+                Ok(())
+            }
+            Err(source) => Err(SnapshotError::File { path, source }),
+        }
     }
 
     /// Deletes the SVIDs of identities that `keep` does not want.
@@ -116,7 +145,14 @@ impl Snapshot {
             let stale = stored
                 .and_then(|stored| stored.identity.parse::<SpiffeId>().ok())
                 .is_some_and(|id| !keep(&id));
-            if stale && let Err(error) = fs::remove_file(&path) {
+            let is_anothers = entry.metadata().is_ok_and(|file| {
+                self.known.lock().get(&path) != Some(&Version::of(&file)) && !files::is_old(&file)
+            });
+            if !stale || is_anothers {
+                continue;
+            }
+            self.known.lock().remove(&path);
+            if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "can't delete a stale key");
             }
         }
@@ -132,18 +168,4 @@ impl Snapshot {
         );
         self.folder.join(name)
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Two proxies of a node may write at once, during an upgrade.
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    drop(file);
-    fs::rename(&temporary, path)
 }

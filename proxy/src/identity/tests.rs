@@ -154,7 +154,7 @@ async fn an_identity_without_pods_is_not_renewed() {
     web.ready().await;
     assert!(fixture.telemetry.encode().contains(id("web").as_str()));
     // A task of the pod may still hold it for a moment.
-    identities.sweep(|_| false);
+    identities.sweep(|_| false, false);
     sleep(LIFETIME).await;
     assert_eq!(fixture.asked(), 1);
     assert!(!fixture.telemetry.encode().contains(id("web").as_str()));
@@ -184,8 +184,32 @@ async fn a_successor_serves_from_the_snapshot_while_the_ca_is_away() {
     assert_eq!(end(&web), not_after);
     // Keys of identities that no pod has any more do not stay behind.
     drop(web);
-    successor.sweep(|_| false);
+    successor.sweep(|_| false, false);
     assert!(!files[0].path().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_deletes_no_key_that_the_other_one_of_an_upgrade_has_saved() {
+    let fixture = Fixture::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let proxy = || fixture.identities(Some(Snapshot::open(folder.path().to_owned()).expect("it")));
+    let file = folder.path().join("cluster.local_shop_web.json");
+    let (old, new) = (proxy(), proxy());
+    let web = old.hold(&id("web"));
+    web.ready().await;
+    assert!(file.exists());
+    // It ends, and its last pod of the identity goes.
+    old.sweep(|_| false, true);
+    assert!(file.exists());
+    // The other one saves the same identity anew before the first one notices that it needs it no more.
+    std::fs::remove_file(&file).expect("there");
+    let again = new.hold(&id("web"));
+    again.ready().await;
+    assert!(file.exists());
+    old.sweep(|_| false, false);
+    assert!(file.exists(), "it is the other one's");
+    new.sweep(|_| false, false);
+    assert!(!file.exists());
 }
 
 #[tokio::test(start_paused = true)]

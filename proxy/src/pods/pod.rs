@@ -268,6 +268,14 @@ impl Pod {
         })
     }
 
+    /// Waits until there is a certificate, or no pod any more.
+    pub async fn certified(&self) {
+        tokio::select! {
+            () = self.identity.ready() => {}
+            () = self.kill.cancelled() => {}
+        }
+    }
+
     /// The agent has news of the pod.
     pub fn update(&self, info: Info) {
         self.connector.set_addresses(info.addresses.clone());

@@ -6,9 +6,9 @@
 //! may have happened to it.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +20,10 @@ use tokio::{sync::watch, time};
 use tokio_util::sync::CancellationToken;
 use weft_api::discovery::{DeltaDiscoveryResponse, Resource as XdsResource};
 
-use crate::state::{Delta, Kind, Resource, State};
+use crate::{
+    files,
+    state::{Delta, Kind, Resource, State},
+};
 
 const MAGIC: &[u8] = b"weft-snapshot-1\n";
 /// Changes are gathered for this long: saving costs in proportion to the whole configuration,
@@ -55,6 +58,7 @@ impl Snapshot {
             .recursive(true)
             .mode(0o700)
             .create(&directory)?;
+        files::clear(&directory);
         Ok(Self { directory })
     }
 
@@ -106,27 +110,8 @@ impl Snapshot {
                 .encode_length_delimited(&mut body)
                 .map_err(io::Error::other)?;
         }
-        // Two proxies share the directory during an upgrade.
-        let temporary = self
-            .directory
-            .join(format!(".config.snapshot.{}", std::process::id()));
-        let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(MAGIC)?;
-            file.write_all(&checksum(&body).to_be_bytes())?;
-            file.write_all(&body)?;
-            fs::rename(&temporary, self.path())
-        })();
-        if written.is_err() {
-            // Best effort: what is wrong is said by the first error.
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        let sum = checksum(&body).to_be_bytes();
+        files::replace(&self.path(), &[MAGIC, &sum, &body]).map(|_| ())
     }
 
     /// Saves after changes, and at the end, as soon as the configuration is whole.
