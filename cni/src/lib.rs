@@ -6,11 +6,15 @@
 //! which pods are captured. It never accepts a connection and never sees a key.
 
 pub mod agent;
+pub mod install;
+pub mod kubernetes;
 pub mod listeners;
 pub mod marks;
 pub mod netns;
 pub mod objects;
 pub mod plugin;
 pub mod protocol;
+pub mod results;
 pub mod rules;
 pub mod sandbox;
+mod sysctl;

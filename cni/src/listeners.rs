@@ -8,6 +8,7 @@ use std::{
     io::{self, BufRead, BufReader},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Once,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,7 +26,10 @@ use crate::{
 const BACKLOG: i32 = 4096;
 
 /// Lets connections move between listeners of one address and port.
-const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+const MIGRATE: &str = "net/ipv4/tcp_migrate_req";
+
+/// Whether it was said that this can't be set; the reason is the same for every pod.
+static SAID: Once = Once::new();
 
 const PORTS: [(ListenerKind, u16); 3] = [
     (ListenerKind::Outbound, PORT_OUTBOUND),
@@ -91,8 +95,10 @@ impl Listeners {
         let ipv6 = crate::rules::ipv6_is_enabled(netns)?;
         let make = || {
             // Of this network namespace. By default the queue of a listener that closes is reset.
-            if let Err(error) = std::fs::write(MIGRATE, "1") {
-                tracing::debug!(%error, "connections that wait in a former agent's sockets may be lost");
+            if let Err(error) = crate::sysctl::set(MIGRATE, "1") {
+                SAID.call_once(|| {
+                    tracing::warn!(%error, sysctl = MIGRATE, "can't be set in pods: should an agent restart while no proxy holds a pod's sockets, connections that wait in them are lost");
+                });
             }
             let listen = |(kind, port)| match listen(ipv6, port) {
                 Ok(socket) => Ok((kind, socket)),

@@ -18,6 +18,11 @@ use weft_api::names::{MARK_PROXY, MARK_TRANSPARENT};
 const FILE: &str = "marks.key";
 const KEY: usize = 32;
 
+/// Where the key is.
+pub(crate) fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join(FILE)
+}
+
 /// The key can't be read or made.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -38,7 +43,7 @@ pub struct Marks {
 impl Marks {
     /// With the key of the run directory, which is made if there is none.
     pub fn open(run_dir: &Path) -> Result<Self, MarksError> {
-        let path = run_dir.join(FILE);
+        let path = path(run_dir);
         let failed = |what| {
             let path = path.clone();
             move |source| MarksError { what, path, source }

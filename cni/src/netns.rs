@@ -20,7 +20,9 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 #[derive(Debug, thiserror::Error)]
 pub enum NetNsError {
     /// There is no namespace at the path (any more).
-    #[error("{0} is no network namespace (any more): is the pod's sandbox gone?")]
+    #[error(
+        "{0} is no network namespace (any more): is the pod's sandbox gone, or /run/netns mounted here without mountPropagation HostToContainer?"
+    )]
     Gone(PathBuf),
     /// It is the namespace of the host or of this process, which rules for pods must never reach.
     #[error(
@@ -55,6 +57,7 @@ struct Id(u64, u64);
 impl NetNs {
     /// Opens the namespace of a pod; the host's and this process's own are refused.
     pub fn open(path: &Path) -> Result<Self, NetNsError> {
+        let path = &here(path);
         let failed = |what| {
             move |errno: rustix::io::Errno| NetNsError::Io {
                 what,
@@ -129,6 +132,15 @@ impl NetNs {
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// The path in this mount namespace. Runtimes say `/var/run`, which on a host leads to `/run`; in a
+/// container the two are folders of their own, and the namespaces are in the latter.
+fn here(path: &Path) -> PathBuf {
+    match path.strip_prefix("/var/run") {
+        Ok(rest) if !path.exists() => Path::new("/run").join(rest),
+        _ => path.to_owned(),
     }
 }
 

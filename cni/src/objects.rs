@@ -3,7 +3,10 @@
 //! Flows in: objects as JSON. Flows out: [`Desired`], whether a pod belongs into the mesh and how.
 //! Everything is read tolerantly: what is missing or of the wrong type counts as not there.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,6 +32,8 @@ pub struct PodFacts {
     pub service_account: String,
     /// The sandbox that its annotation names as captured.
     pub captured: Option<String>,
+    /// The addresses that the kubelet reports.
+    pub addresses: Vec<IpAddr>,
     /// The condition by which the controller acknowledges.
     pub acknowledged: Option<Acknowledged>,
     node: String,
@@ -36,6 +41,13 @@ pub struct PodFacts {
     mtls: Option<String>,
     host_network: bool,
     probe_ports: Vec<u16>,
+}
+
+impl PodFacts {
+    /// Whether it is on this node, and has a network namespace of its own.
+    pub fn may_be_captured(&self) -> bool {
+        !self.node.is_empty() && !self.host_network
+    }
 }
 
 /// The pod condition `weft.dev/Captured`.
@@ -207,6 +219,7 @@ fn pod_facts(object: &Value) -> PodFacts {
             account
         },
         captured: metadata(object, "annotations", ANNOTATION_CAPTURED),
+        addresses: pod_ips(&object["status"]),
         acknowledged,
         node: text(&spec["nodeName"]),
         mesh: metadata(object, "labels", LABEL_MESH),
@@ -214,6 +227,18 @@ fn pod_facts(object: &Value) -> PodFacts {
         host_network: spec["hostNetwork"] == true,
         probe_ports: probe_ports(spec),
     }
+}
+
+/// `status.podIPs`, of which `podIP` is the first.
+fn pod_ips(status: &Value) -> Vec<IpAddr> {
+    let all = status["podIPs"].as_array().into_iter().flatten();
+    let mut ips: Vec<_> = std::iter::once(&status["podIP"])
+        .chain(all.map(|ip| &ip["ip"]))
+        .filter_map(|ip| ip.as_str()?.parse().ok())
+        .collect();
+    ips.sort_unstable();
+    ips.dedup();
+    ips
 }
 
 /// Ports that the kubelet opens connections to, for any kind of probe; names are looked up among

@@ -91,8 +91,13 @@ impl Store {
     /// The records below a run directory; nothing is touched yet.
     pub fn new(run_dir: &Path) -> Self {
         Self {
-            dir: run_dir.join("sandboxes"),
+            dir: Self::folder(run_dir),
         }
+    }
+
+    /// Where the records of a run directory are.
+    pub(crate) fn folder(run_dir: &Path) -> PathBuf {
+        run_dir.join("sandboxes")
     }
 
     fn path(&self, id: &str) -> Result<PathBuf, SandboxError> {

@@ -4,18 +4,23 @@
 //! the hand-over socket. Flows out: rules and listening sockets in pods, offers to proxies, the
 //! annotation on captured pods. An agent that ends leaves captured pods captured.
 
+mod adopt;
+mod follow;
+mod health;
+mod leave;
 mod machine;
 mod node;
 mod proxies;
 mod report;
 mod returned;
 mod serve;
-mod watch;
+
 mod worker;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,17 +29,19 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tracing::{info, warn};
 use weft_handover::{HandoverError, Listener};
 use weft_source::{Source, SourceError, Writer};
 
+pub use self::leave::{clear, strip};
 use self::{
     machine::Phase,
     proxies::Proxies,
     worker::{Handle, PodContext},
 };
 use crate::{
+    install,
     listeners::Listeners,
     marks::{Marks, MarksError},
     netns::{NetNs, NetNsError},
@@ -79,6 +86,35 @@ pub struct Config {
     pub source: Arc<dyn Source>,
     /// Annotations go there.
     pub writer: Arc<dyn Writer>,
+    /// Where libcni keeps its cache, in which pods that run already are found.
+    pub cni_cache: Option<PathBuf>,
+    /// How the plugin stands in the CNI chain, if that is this agent's business.
+    pub chain: Option<watch::Receiver<install::State>>,
+    /// Whether the node is to be left.
+    pub uninstall: Uninstall,
+    /// Whether everything that a pod needs to join is there.
+    pub ready: watch::Sender<bool>,
+    /// Where `/ready` and `/metrics` are served.
+    pub http: Option<SocketAddr>,
+}
+
+/// The order to take every pod out of the mesh, and that it was followed. It may be taken back.
+#[derive(Clone, Debug)]
+pub struct Uninstall {
+    /// Whether it is ordered.
+    pub ordered: watch::Receiver<bool>,
+    /// Whether nothing of weft's is in any network namespace any more.
+    pub done: watch::Sender<bool>,
+}
+
+impl Uninstall {
+    /// Never.
+    pub fn never() -> Self {
+        Self {
+            ordered: watch::Sender::new(false).subscribe(),
+            done: watch::Sender::new(false),
+        }
+    }
 }
 
 /// Why the agent could not start.
@@ -101,6 +137,15 @@ pub enum AgentError {
     /// The hand-over socket can't be used.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// Nobody could ask it how it is.
+    #[error("can't listen on {address} for /ready and /metrics: {source}; give another --http")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// There is no key of the marks.
     #[error(transparent)]
     Marks(#[from] MarksError),
@@ -118,11 +163,13 @@ pub(crate) struct Context {
     writer: Arc<dyn Writer>,
     objects: Mutex<Objects>,
     /// Rises when something changed that matters to a pod of this node.
-    objects_version: tokio::sync::watch::Sender<u64>,
+    objects_version: watch::Sender<u64>,
     synced: AtomicBool,
     proxies: Arc<Proxies>,
     probed: Arc<node::Probed>,
     workers: Mutex<BTreeMap<String, Handle>>,
+    chain: Option<watch::Receiver<install::State>>,
+    uninstall: Uninstall,
     /// What the controller had said of a sandbox before its report was taken back.
     acknowledged_before: Mutex<HashMap<String, Option<Acknowledged>>>,
 }
@@ -142,33 +189,55 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
         source: config.source,
         writer: config.writer,
         objects: Mutex::default(),
-        objects_version: tokio::sync::watch::Sender::new(0),
+        objects_version: watch::Sender::new(0),
         synced: AtomicBool::new(false),
         proxies: Arc::default(),
         probed: Arc::default(),
         workers: Mutex::default(),
         acknowledged_before: Mutex::default(),
+        chain: config.chain,
+        uninstall: config.uninstall,
     });
+    let http = match config.http {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|source| AgentError::Http { address, source })?)
+        }
+        None => None,
+    };
+    let cache: Option<Arc<Path>> = config.cni_cache.map(Into::into);
     let work = async {
-        let watching = tokio::spawn(watch::run(context.clone()));
+        let watching = tokio::spawn(follow::run(context.clone()));
         let listener = Listener::bind(&protocol::handover_path(&config.run_dir))?;
         let handover = tokio::spawn(context.proxies.clone().serve(listener));
-        context.restore(config.sync_timeout).await;
+        let health = tokio::spawn(health::follow(context.clone(), config.ready));
+        let http = http.map(|http| tokio::spawn(health::serve(context.clone(), http)));
+        context.restore(config.sync_timeout, cache.as_ref()).await;
         context.proxies.let_in();
+        if let Some(cache) = cache {
+            let chain = context.chain.clone();
+            tokio::spawn(adopt::run(context.clone(), cache, chain));
+        }
+        tokio::spawn(leave::run(context.clone(), config.node_rules));
         if config.node_rules {
             // Not before the captured pods are known: their probes must not fail meanwhile.
             tokio::spawn(context.probed.clone().run());
         }
         info!(node = context.node, "ready");
         serve::run(context.clone(), socket).await;
-        watching.abort();
-        handover.abort();
+        for task in [watching, handover, health].into_iter().chain(http) {
+            task.abort();
+        }
         Ok(())
     };
     tokio::select! {
         result = work => result,
         () = stop => {
-            info!("stopping; captured pods stay captured");
+            if *context.uninstall.ordered.borrow() {
+                info!("stopping for good");
+            } else {
+                info!("stopping; captured pods stay captured");
+            }
             Ok(())
         }
     }
@@ -176,13 +245,17 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
 
 impl Context {
     /// Takes up every sandbox that an earlier agent, or the plugin alone, has left.
-    async fn restore(self: &Arc<Self>, sync_timeout: Duration) {
+    async fn restore(self: &Arc<Self>, sync_timeout: Duration, cache: Option<&Arc<Path>>) {
         let mut version = self.objects_version.subscribe();
         let synced = version.wait_for(|_| self.synced.load(Ordering::Acquire));
         if timeout(sync_timeout, synced).await.is_err() {
             warn!(
                 "the source of objects has not been read in time; captured pods stay as they are until it is"
             );
+        }
+        if let Some(cache) = cache {
+            // Before proxies are told of all pods: one of these may be captured already.
+            adopt::scan(self, cache).await;
         }
         let mut sandboxes = Vec::new();
         for record in self.store.list() {
@@ -273,8 +346,23 @@ impl Context {
         tokio::spawn(async move { report::clean_up(&context, &pod.sandbox).await });
     }
 
-    /// How a pod should be; `None` while the API does not know.
+    /// How a pod should be; `None` while that can't be told.
     fn desired(&self, sandbox: &Sandbox) -> Option<Desired> {
+        let known = self.known(sandbox);
+        if !*self.uninstall.ordered.borrow() {
+            return known;
+        }
+        // It is served, and probed, to the end as it was.
+        let known = known.or_else(|| self.store.recall(&sandbox.container_id).ok().flatten());
+        Some(Desired {
+            captured: false,
+            strict: false,
+            ..known.unwrap_or_default()
+        })
+    }
+
+    /// How the API says that a pod should be; `None` while it does not know.
+    fn known(&self, sandbox: &Sandbox) -> Option<Desired> {
         if !self.synced.load(Ordering::Acquire) {
             return None;
         }

@@ -255,6 +255,11 @@ impl Proxies {
         self.changed.send_modify(|version| *version += 1);
     }
 
+    /// Tells of each change that somebody may wait for.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
     /// The connected proxies.
     pub(super) fn status(&self) -> Vec<ProxyStatus> {
         let inner = self.inner.lock();

@@ -17,11 +17,34 @@ use crate::{
 /// refused instead of awaited: a proxy that hangs must not keep a pod in the mesh.
 const ACKNOWLEDGED_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long an uninstall tries to take the report back, and how often.
+const WITHDRAW_PATIENCE: Duration = Duration::from_secs(3);
+const WITHDRAW_AGAIN: Duration = Duration::from_millis(300);
+
 /// Writes the annotation.
 pub(super) async fn report(context: &Context, sandbox: &Sandbox) -> Result<(), String> {
     annotate(context, sandbox, Some(sandbox.container_id.clone()))
         .await
         .map_err(|error| format!("can't report {} as captured: {error}", sandbox.pod_name()))
+}
+
+/// Removes the annotation. While the node is left for good, the rights to do so may have gone before,
+/// and nobody will go by it much longer: then it is tried for a while only.
+pub(super) async fn withdraw(context: &Context, sandbox: &Sandbox) -> Result<(), String> {
+    let begin = tokio::time::Instant::now();
+    loop {
+        let Err(error) = take_back(context, sandbox).await else {
+            return Ok(());
+        };
+        if !*context.uninstall.ordered.borrow() {
+            return Err(error);
+        }
+        if begin.elapsed() > WITHDRAW_PATIENCE {
+            warn!(error, "the annotation stays");
+            return Ok(());
+        }
+        tokio::time::sleep(WITHDRAW_AGAIN).await;
+    }
 }
 
 /// Removes the annotation, unless it speaks of another sandbox or the pod is gone.

@@ -377,7 +377,7 @@ async fn work(context: Arc<Context>, pod: Arc<PodContext>, phase: Phase) -> Resu
         }
         Phase::Redirecting => apply(&pod, rules::Phase::Joined).await,
         Phase::Reporting => report::report(&context, &pod.sandbox).await,
-        Phase::Unreporting => report::take_back(&context, &pod.sandbox).await,
+        Phase::Unreporting => report::withdraw(&context, &pod.sandbox).await,
         Phase::Acknowledging => {
             report::acknowledged(&context, &pod.sandbox).await;
             Ok(())

@@ -19,8 +19,6 @@ pub enum Code {
     Config = 7,
     /// It may go better later; the runtime tries again.
     TryAgainLater = 11,
-    /// The plugin can't take ADD requests now.
-    Unavailable = 50,
     /// The pod can't be captured, and that won't change by itself.
     Capture = 100,
 }

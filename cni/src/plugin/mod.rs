@@ -54,9 +54,7 @@ pub fn run(environment: &Environment, input: &str) -> Result<Option<Value>, CniE
         "CHECK" => config
             .at_least("0.4.0", command)
             .and_then(|()| check(environment, &config)),
-        "STATUS" => config
-            .at_least("1.1.0", command)
-            .and_then(|()| status(&config)),
+        "STATUS" => config.at_least("1.1.0", command).map(|()| status(&config)),
         "GC" => config.at_least("1.1.0", command).and_then(|()| gc(&config)),
         other => Err(CniError::new(
             Code::Environment,
@@ -189,11 +187,14 @@ fn check(environment: &Environment, config: &NetworkConfig) -> Result<Option<Val
     }
 }
 
-fn status(config: &NetworkConfig) -> Result<Option<Value>, CniError> {
-    match call(&config.run_dir, &Request::Status {}, PATIENCE) {
-        Ok(_) => Ok(None),
-        Err(error) => Err(CniError::new(Code::Unavailable, error.to_string())),
+/// Well, even while the agent is away: pods outside the mesh start all the same, and those in it are
+/// told to try again. A failure would make the whole node not ready, and take its running pods out of
+/// their Services whenever an agent is restarted.
+fn status(config: &NetworkConfig) -> Option<Value> {
+    if let Err(error) = call(&config.run_dir, &Request::Status {}, PATIENCE) {
+        eprintln!("weft-cni: {error}");
     }
+    None
 }
 
 fn gc(config: &NetworkConfig) -> Result<Option<Value>, CniError> {
@@ -259,7 +260,7 @@ fn sandbox(environment: &Environment, previous: &Value) -> Result<Option<Sandbox
 }
 
 /// The addresses that a result gives to interfaces in the sandbox.
-fn addresses(previous: &Value) -> Vec<IpAddr> {
+pub(crate) fn addresses(previous: &Value) -> Vec<IpAddr> {
     let in_sandbox = |ip: &Value| match ip["interface"].as_u64() {
         Some(index) => {
             let index = usize::try_from(index).unwrap_or(usize::MAX);

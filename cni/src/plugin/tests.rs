@@ -196,12 +196,6 @@ fn what_is_wrong_is_told_with_its_code() {
             "STATUS",
         ),
         (
-            "STATUS",
-            with("1.1.0", &no_previous),
-            Code::Unavailable,
-            "weft-agent",
-        ),
-        (
             "GC",
             with("1.1.0", &no_previous),
             Code::Config,
@@ -223,6 +217,18 @@ fn what_is_wrong_is_told_with_its_code() {
     lacking.netns.clear();
     let input = with("1.0.0", &json!({"prevResult": previous()}));
     assert_eq!(run(&lacking, &input).unwrap_err().code, Code::Environment);
+}
+
+#[test]
+fn a_node_stays_ready_while_the_agent_is_away() {
+    let run_dir = tempfile::tempdir().unwrap();
+    let input = config(
+        "1.1.0",
+        run_dir.path().to_str().unwrap(),
+        "nonsense",
+        json!({}),
+    );
+    assert_eq!(run(&environment("STATUS", ""), &input), Ok(None));
 }
 
 #[test]

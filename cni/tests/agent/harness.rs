@@ -16,14 +16,16 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use weft_cni::{
     agent,
     objects::pod_key,
     protocol::{Request, Response, SandboxStatus, Status, call},
 };
-use weft_source::{BoxFuture, Event, Object, ObjectKey, Source, SourceError, Writer};
+use weft_source::{
+    BoxFuture, Event, Object, ObjectKey, Source, SourceError, Writer, folder::FolderSource,
+};
 
 use crate::common::Pair;
 
@@ -50,6 +52,11 @@ pub struct Node {
     pub sync_timeout: Duration,
     /// The network namespace of the node; without it the agent lets the node's rules be.
     pub netns: Option<PathBuf>,
+    /// Orders the uninstall.
+    pub leave: watch::Sender<bool>,
+    /// Whether the agent has followed the order.
+    pub left: watch::Sender<bool>,
+    pub ready: watch::Sender<bool>,
 }
 
 /// A running agent, in a runtime of its own that ends with it as a process would.
@@ -81,14 +88,18 @@ impl Node {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("api/manifests")).unwrap();
-        let (source, writer) = Self::open(dir.path());
+        let source = FolderSource::new(dir.path().join("api"));
+        let writer = source.writer();
         Self {
             dir,
-            source,
-            writer,
+            source: Arc::new(source),
+            writer: Arc::new(writer),
             add_timeout: Duration::from_secs(10),
             sync_timeout: agent::SYNC_TIMEOUT,
             netns: None,
+            leave: watch::Sender::new(false),
+            left: watch::Sender::new(false),
+            ready: watch::Sender::new(false),
         }
     }
 
@@ -97,15 +108,6 @@ impl Node {
             add_timeout: Duration::from_millis(700),
             ..Self::new()
         }
-    }
-
-    fn open(dir: &Path) -> weft_source::SourceAndWriter {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let spec = Self::spec(dir);
-        let opened = weft_source::open(&spec, weft_source::Scope::Node("one".into()));
-        runtime.block_on(opened).unwrap()
     }
 
     fn spec(dir: &Path) -> String {
@@ -118,6 +120,11 @@ impl Node {
 
     pub fn handover(&self) -> PathBuf {
         self.run_dir().join("handover.sock")
+    }
+
+    /// Where the runtime's results cache is.
+    pub fn cni_cache(&self) -> PathBuf {
+        self.dir.path().join("cni")
     }
 
     /// The API goes away or comes back, for agents that start afterwards and, if it can't be `read`,
@@ -145,6 +152,14 @@ impl Node {
             node_rules: self.netns.is_some(),
             source: self.source.clone(),
             writer: self.writer.clone(),
+            cni_cache: Some(self.cni_cache()),
+            chain: None,
+            uninstall: agent::Uninstall {
+                ordered: self.leave.subscribe(),
+                done: self.left.clone(),
+            },
+            ready: self.ready.clone(),
+            http: None,
         };
         let (stop, stopped) = oneshot::channel();
         let netns = self.netns.clone();
@@ -202,6 +217,38 @@ impl Node {
                 .as_str()?
                 .to_owned(),
         )
+    }
+
+    /// Writes a Pod object as the kubelet has it once the pod runs, and what the runtime remembers of its
+    /// sandbox, which no plugin of weft's has seen.
+    pub fn runs_already(&self, name: &str, pair: &Pair) {
+        let metadata = json!({"name": name, "namespace": "shop", "uid": format!("uid-{name}")});
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+            "spec": {"nodeName": "one", "serviceAccountName": "cashier", "containers": [{"name": "c"}]},
+            "status": {"podIP": "10.9.0.2", "podIPs": [{"ip": "10.9.0.2"}, {"ip": "fd09::2"}]},
+        });
+        self.put(&format!("pod-{name}"), &object);
+        let results = self.cni_cache().join("results");
+        std::fs::create_dir_all(&results).unwrap();
+        let cached = json!({
+            "kind": "cniCacheV1", "containerId": format!("sandbox-{name}"), "ifName": "eth0",
+            "networkName": "pods",
+            "cniArgs": [
+                ["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name],
+                ["K8S_POD_UID", format!("uid-{name}")],
+            ],
+            "result": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "cni0"}, {"name": "eth0", "sandbox": pair.pod.path()}],
+                "ips": [{"address": "10.9.0.2/24", "interface": 1}, {"address": "fd09::2/64", "interface": 1}],
+            },
+        });
+        std::fs::write(
+            results.join(format!("pods-sandbox-{name}-eth0")),
+            cached.to_string(),
+        )
+        .unwrap();
     }
 
     /// Says what the controller says once every proxy knows that a pod has left.

@@ -7,6 +7,8 @@ mod harness;
 mod leaving;
 mod proxy;
 mod restart;
+mod running;
+mod uninstall;
 
 use std::{
     collections::BTreeMap,
@@ -559,6 +561,11 @@ async fn gc_and_a_second_agent_and_garbage_on_the_socket_do_no_harm() {
         node_rules: false,
         source: node.source.clone(),
         writer: node.writer.clone(),
+        cni_cache: None,
+        chain: None,
+        uninstall: agent::Uninstall::never(),
+        ready: tokio::sync::watch::Sender::new(false),
+        http: None,
     };
     let refused = agent::run(second, std::future::pending()).await;
     assert!(matches!(refused, Err(agent::AgentError::InUse(_))));
