@@ -99,6 +99,10 @@ $(PEER):
 lint: ## Formatting, clippy, go vet, helm lint and cargo-deny
 	@scripts/lint.sh
 
+.PHONY: chart
+chart: ## Render the chart into what `weft install` embeds
+	@cd tests/chart && go run ./cmd/manifests
+
 .PHONY: bench
 bench: setup ## Weft beside a pair of Envoys: ratios, as a table and JSON (a few minutes)
 	@cargo build --release --workspace --bins

@@ -3,6 +3,7 @@
 //! In: arguments. Out: text for people on stdout, errors on stderr, and an exit code: 0, 1 for
 //! "it failed", 2 for "this can't work here".
 
+mod cluster;
 mod lab;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
@@ -19,6 +20,8 @@ struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    #[command(flatten)]
+    Cluster(cluster::Command),
     /// The whole mesh on this machine, without Kubernetes.
     Lab(lab::Args),
     /// What the lab runs in a pod's namespaces.
@@ -35,6 +38,7 @@ enum Command {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let result = match Args::parse().command {
+        Command::Cluster(command) => cluster::run(&command),
         Command::Lab(args) => lab::run(&args),
         Command::PodExec { file, command } => Ok(lab::pod_exec(&file, &command)),
     };
