@@ -140,11 +140,7 @@ impl Handover {
                 received = connection.recv::<FromAgent>() => received?,
                 missing = certified => {
                     waiting = None;
-                    self.received.ready();
-                    if let Some(missing) = missing {
-                        tracing::warn!(missing, "serving without certificates of some pods");
-                        self.received.note(missing);
-                    }
+                    self.certified(missing);
                     continue;
                 }
                 Ok(()) = changes.changed() => {
@@ -183,7 +179,12 @@ impl Handover {
                 }
                 Some(from_agent::Message::SnapshotSent(_)) => {
                     self.pods.retain(|sandbox| sent.contains(sandbox));
-                    waiting = Some(Box::pin(certificates(self.pods.all())));
+                    let mut certified = Box::pin(certificates(self.pods.all()));
+                    // As a rule they are there, from the snapshot or the acknowledgements' time.
+                    match (&mut certified).now_or_never() {
+                        Some(missing) => self.certified(missing),
+                        None => waiting = Some(certified),
+                    }
                     Ok(())
                 }
                 None => Err(PodError::Invalid {
@@ -193,6 +194,15 @@ impl Handover {
                 }),
             };
             acknowledge(&connection, seq, outcome).await;
+        }
+    }
+
+    /// All pods were sent and have their certificates, but for what is missing.
+    fn certified(&self, missing: Option<String>) {
+        self.received.ready();
+        if let Some(missing) = missing {
+            tracing::warn!(missing, "serving without certificates of some pods");
+            self.received.note(missing);
         }
     }
 

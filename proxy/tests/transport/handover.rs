@@ -21,7 +21,7 @@ use weft_api::handover::{
 use weft_handover::{Connection, Listener};
 use weft_proxy::{admin::Readiness, handover::Handover};
 
-use crate::mesh::{Mesh, NAMESPACE, Spec, captured, octets, outside, until};
+use crate::mesh::{Mesh, NAMESPACE, Spec, UNSIGNED, captured, octets, outside, until};
 
 const PORT: u16 = 8080;
 /// Longer than anything takes here.
@@ -192,6 +192,31 @@ async fn an_acknowledged_pod_is_served_and_has_its_certificate() {
         tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
     client.expect("a connection");
     accepted.expect("a connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_is_not_ready_before_each_of_the_agents_pods_has_its_certificate_or_is_gone() {
+    let unsigned = Spec {
+        account: UNSIGNED,
+        ..unserved("unsigned")
+    };
+    let mesh = Mesh::new([unserved("server"), unsigned]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 0).await, "");
+    assert!(agent.add(&mesh, 1).await.contains("no certificate"));
+    let sent = Message::SnapshotSent(SnapshotSent {});
+    assert_eq!(agent.ask(sent, &[]).await, "");
+    assert_eq!(agent.readiness.reasons(), ["pods: none were sent"]);
+    let remove = RemovePod {
+        sandbox: "sandbox-unsigned".to_owned(),
+    };
+    assert_eq!(agent.ask(Message::Remove(remove), &[]).await, "");
+    let ready = async {
+        while !agent.readiness.reasons().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, ready).await.expect("it is ready");
 }
 
 /// What tells one open file from another.

@@ -337,6 +337,9 @@ fn proxy(
     })))
 }
 
+/// The service account that the CA signs nothing for.
+pub(crate) const UNSIGNED: &str = "unsigned";
+
 pub(crate) struct TestCa(pub(crate) CertificateAuthority);
 
 impl TestCa {
@@ -353,6 +356,9 @@ impl Ca for TestCa {
         identity: &'a SpiffeId,
         csr_pem: String,
     ) -> BoxFuture<'a, Result<Vec<String>, CaError>> {
+        if identity.service_account() == UNSIGNED {
+            return async { Err(CaError("refused".to_owned())) }.boxed();
+        }
         let signed = self.0.sign(&csr_pem, identity, None, SystemTime::now());
         let signed = signed.map(|signed| signed.chain_pem);
         async move { signed.map_err(|error| CaError(error.to_string())) }.boxed()
