@@ -114,6 +114,7 @@ soak: build ## Random events under checked load (TIME=1h SEED=… FAMILY=ipv4|ip
 
 .PHONY: clean
 clean: ## Remove what was built, in the cache too
+	@[ ! -d "$(WEFT_CACHE)/run/cluster" ] || $(MAKE) --no-print-directory cluster-down
 	@rm -rf target "$(WEFT_CACHE)"
 
 .PHONY: print-peer
