@@ -114,7 +114,7 @@ soak: build ## Random events under checked load (TIME=1h SEED=… FAMILY=ipv4|ip
 
 .PHONY: clean
 clean: ## Remove what was built, in the cache too
-	@[ ! -d "$(WEFT_CACHE)/run/cluster" ] || $(MAKE) --no-print-directory cluster-down
+	@for i in "$(WEFT_CACHE)"/run/cluster*/; do [ ! -d "$$i" ] || WEFT_CLUSTER=$$(basename "$$i" | tr -d a-z) $(MAKE) --no-print-directory cluster-down; done
 	@rm -rf target "$(WEFT_CACHE)"
 
 .PHONY: print-peer

@@ -29,16 +29,19 @@ import (
 	"weft.dev/tests/cluster/kubernetes"
 	"weft.dev/tests/cluster/lock"
 	"weft.dev/tests/cluster/machine"
+	"weft.dev/tests/cluster/network"
 )
 
-// Cluster is the test cluster of this machine; there is one at most, for its addresses are fixed.
+// Cluster is a test cluster of this machine, by its number.
 type Cluster struct {
-	Tree  build.Tree
-	state string
-	start time.Time
+	Tree    build.Tree
+	segment network.Segment
+	state   string
+	start   time.Time
 }
 
-// New is the cluster of a checkout, up or not. It reads WEFT_CACHE.
+// New is the cluster of a checkout, up or not. It reads WEFT_CACHE, and WEFT_CLUSTER: the number of the cluster,
+// 0 unless there are several at once.
 func New(from string, out io.Writer) (*Cluster, error) {
 	repo, err := build.FindRepo(from)
 	if err != nil {
@@ -55,10 +58,18 @@ func New(from string, out io.Writer) (*Cluster, error) {
 	if cache, err = filepath.Abs(cache); err != nil {
 		return nil, err
 	}
+	number, name := 0, "cluster"
+	if text := os.Getenv("WEFT_CLUSTER"); text != "" && text != "0" {
+		if number, err = strconv.Atoi(text); err != nil || number < 0 || number > 255 {
+			return nil, fmt.Errorf("WEFT_CLUSTER is a number from 0 to 255, not %q", text)
+		}
+		name = fmt.Sprintf("cluster%d", number)
+	}
 	return &Cluster{
-		Tree:  build.Tree{Repo: repo, Cache: cache, Out: out},
-		state: filepath.Join(cache, "run", "cluster"),
-		start: time.Now(),
+		Tree:    build.Tree{Repo: repo, Cache: cache, Out: out},
+		segment: network.Segment(number),
+		state:   filepath.Join(cache, "run", name),
+		start:   time.Now(),
 	}, nil
 }
 
@@ -87,7 +98,7 @@ func (c *Cluster) Node(name string) (kubernetes.Node, error) {
 }
 
 func (c *Cluster) node(number int) kubernetes.Node {
-	return kubernetes.Node{Machine: c.machine(fmt.Sprintf("node%d", number)), Number: number}
+	return kubernetes.Node{Machine: c.machine(fmt.Sprintf("node%d", number)), Number: number, Segment: c.segment}
 }
 
 // Nodes are the nodes that run.
@@ -123,7 +134,7 @@ func (c *Cluster) lock(ctx context.Context) (release func(), err error) {
 	if err := os.MkdirAll(c.state, 0o755); err != nil {
 		return nil, err
 	}
-	return lock.Take(ctx, filepath.Join(filepath.Dir(c.state), "cluster.lock"), func() {
+	return lock.Take(ctx, c.state+".lock", func() {
 		c.say("another `make cluster` or `make cluster-down` is at work; waiting for it")
 	})
 }

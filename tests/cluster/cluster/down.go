@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft.dev/tests/cluster/machine"
-	"weft.dev/tests/cluster/network"
 )
 
 // endPatience is longer than patience: when a container's file system is unmounted the kernel writes out all that
@@ -52,7 +51,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 		return err
 	}
 	if len(running) > 0 { // else the link is another's
-		if err := network.Disconnect(); err != nil {
+		if err := c.segment.Disconnect(); err != nil {
 			return err
 		}
 	}
@@ -60,7 +59,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 		return fmt.Errorf("remove %s: %w", c.state, err)
 	}
 	// The folder above stays if anything else lives in it.
-	_ = os.Remove(filepath.Join(filepath.Dir(c.state), "cluster.lock"))
+	_ = os.Remove(c.state + ".lock")
 	_ = os.Remove(filepath.Dir(c.state))
 	c.say("the cluster is down")
 	return nil

@@ -66,7 +66,7 @@ func (c *Cluster) Up(ctx context.Context, options Options) error {
 	if err := c.configure(nodes); err != nil {
 		return err
 	}
-	for _, unit := range kubernetes.ControlPlane() {
+	for _, unit := range kubernetes.ControlPlane(c.segment) {
 		if err := c.controlPlane().StartUnit(unit); err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func (c *Cluster) startMachines(ctx context.Context, programs string, nodes []ku
 	if err != nil {
 		return err
 	}
-	if err := network.ConnectControlPlane(hub); err != nil {
+	if err := c.segment.ConnectControlPlane(hub); err != nil {
 		return err
 	}
 	// It answers for addresses that nobody has, instead of being silent about them.
@@ -132,10 +132,10 @@ func (c *Cluster) startMachines(ctx context.Context, programs string, nodes []ku
 		if err := network.Sysctls(pid, kubernetes.Sysctls()); err != nil {
 			return fmt.Errorf("%s: %w", node.Name, err)
 		}
-		if err := network.ConnectNode(hub, pid, node.Number); err != nil {
+		if err := c.segment.ConnectNode(hub, pid, node.Number); err != nil {
 			return err
 		}
-		if err := network.DefaultRoute(pid); err != nil {
+		if err := c.segment.DefaultRoute(pid); err != nil {
 			return err
 		}
 	}
@@ -144,7 +144,7 @@ func (c *Cluster) startMachines(ctx context.Context, programs string, nodes []ku
 
 // configure writes certificates and configuration files for all machines.
 func (c *Cluster) configure(nodes []kubernetes.Node) error {
-	ca, err := kubernetes.Identities(c.controlPlane())
+	ca, err := kubernetes.Identities(c.controlPlane(), c.segment)
 	if err != nil {
 		return err
 	}

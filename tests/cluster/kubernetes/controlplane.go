@@ -5,6 +5,7 @@ package kubernetes
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -13,24 +14,28 @@ import (
 	"weft.dev/tests/cluster/pki"
 )
 
-// The address ranges, and the server's address.
+// The address ranges. No two clusters see each other's.
 const (
 	PodCIDR     = "10.244.0.0/16"
 	ServiceCIDR = "10.96.0.0/16"
 	firstIP     = "10.96.0.1" // the Service kubernetes
 	DNSAddress  = "10.96.0.10"
 	Domain      = "cluster.local"
-	Server      = "https://" + network.ControlPlaneAddress + ":6443"
 )
 
 // configDir holds a machine's certificates and configuration files.
 const configDir = "/etc/weft-cluster"
 
+// Server is where the API is served.
+func Server(segment network.Segment) string {
+	return "https://" + net.JoinHostPort(segment.ControlPlaneAddress(), "6443")
+}
+
 const etcdClient = "http://127.0.0.1:2379"
 
 // Identities makes what the control plane and its clients prove themselves with, in the control plane's
 // machine. It returns the authority that signs the nodes' certificates.
-func Identities(controlPlane machine.Machine) (*pki.Authority, error) {
+func Identities(controlPlane machine.Machine, segment network.Segment) (*pki.Authority, error) {
 	dir := controlPlane.Path(configDir)
 	ca, err := pki.NewAuthority(dir, "ca")
 	if err != nil {
@@ -50,7 +55,7 @@ func Identities(controlPlane machine.Machine) (*pki.Authority, error) {
 	for _, wanted := range []pki.Certificate{
 		{File: "apiserver", CommonName: "kube-apiserver", Hosts: []string{"kubernetes", "kubernetes.default",
 			"kubernetes.default.svc", "kubernetes.default.svc." + Domain, "localhost",
-			network.ControlPlaneAddress, firstIP, "127.0.0.1"}},
+			segment.ControlPlaneAddress(), firstIP, "127.0.0.1"}},
 		{File: "apiserver-kubelet", CommonName: "apiserver-kubelet", Organization: "system:masters"},
 		{File: "admin", CommonName: "admin", Organization: "system:masters"},
 		{File: "controller-manager", CommonName: "system:kube-controller-manager"},
@@ -62,7 +67,7 @@ func Identities(controlPlane machine.Machine) (*pki.Authority, error) {
 		}
 	}
 	for _, file := range []string{"admin", "controller-manager", "scheduler", "proxy"} {
-		if err := ca.Kubeconfig(file, Server); err != nil {
+		if err := ca.Kubeconfig(file, Server(segment)); err != nil {
 			return nil, err
 		}
 	}
@@ -76,7 +81,7 @@ func AdminKubeconfig(controlPlane machine.Machine) string {
 
 // ControlPlane is what the control plane's machine runs. The controllers start beside the API server and wait
 // for it by themselves.
-func ControlPlane() []machine.Unit {
+func ControlPlane(segment network.Segment) []machine.Unit {
 	file := func(name string) string { return filepath.Join(configDir, name) }
 	controllerManager, scheduler := file("controller-manager.kubeconfig"), file("scheduler.kubeconfig")
 	return []machine.Unit{
@@ -88,7 +93,7 @@ func ControlPlane() []machine.Unit {
 			"--initial-cluster=weft=http://127.0.0.1:2380"}},
 		{Name: "kube-apiserver", Argv: []string{"kube-apiserver",
 			"--etcd-servers=" + etcdClient,
-			"--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address=" + network.ControlPlaneAddress,
+			"--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address=" + segment.ControlPlaneAddress(),
 			"--service-cluster-ip-range=" + ServiceCIDR,
 			"--allow-privileged=true",
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",

@@ -19,13 +19,14 @@ const PauseImage = "registry.k8s.io/pause:3.10"
 // Node is a machine that is to be a node.
 type Node struct {
 	machine.Machine
-	Number int
+	Number  int
+	Segment network.Segment
 	// ProxyMode is kube-proxy's: nftables or iptables.
 	ProxyMode string
 }
 
 // Address is the node's own address.
-func (n Node) Address() string { return network.NodeAddress(n.Number) }
+func (n Node) Address() string { return n.Segment.NodeAddress(n.Number) }
 
 // Sysctls are the node's, named as below /proc/sys/net: as strict as distributions set them, for a mesh must
 // do with that.
@@ -50,7 +51,7 @@ func (n Node) Configure(ca *pki.Authority) error {
 			return err
 		}
 	}
-	if err := ca.Kubeconfig(n.Name, Server); err != nil {
+	if err := ca.Kubeconfig(n.Name, Server(n.Segment)); err != nil {
 		return err
 	}
 	for from, to := range map[string]string{

@@ -68,16 +68,19 @@ func controllers(options string) string {
 // unified says whether version 2 holds the controllers: then a cgroup with children may have no processes.
 func unified(all []hierarchy) bool { return len(all) == 1 && all[0].kind == "cgroup2" }
 
-func (h hierarchy) of(machine string) string { return filepath.Join(h.at, "weft-cluster-"+machine) }
+// of is a machine's cgroup, named by its folder and its cluster's: names of nodes recur.
+func (h hierarchy) of(m Machine) string {
+	return filepath.Join(h.at, "weft-"+filepath.Base(filepath.Dir(m.Dir))+"-"+m.Name)
+}
 
 // enterCgroups makes this machine's cgroup in each hierarchy and moves this process into them.
-func enterCgroups(machine string) error {
+func enterCgroups(m Machine) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, h := range all {
-		dir := h.of(machine)
+		dir := h.of(m)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
@@ -148,14 +151,14 @@ func mountCgroups(all []hierarchy) error {
 }
 
 // removeCgroups removes what a machine that has ended leaves in the hierarchies.
-func removeCgroups(machine string) error {
+func removeCgroups(m Machine) error {
 	all, err := hierarchies()
 	if err != nil {
 		return err
 	}
 	for _, h := range all {
 		var dirs []string
-		err := filepath.WalkDir(h.of(machine), func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(h.of(m), func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
 				dirs = append(dirs, path)
 			}
@@ -182,7 +185,7 @@ func Cgroups() ([]string, error) {
 	}
 	var found []string
 	for _, h := range all {
-		dirs, err := filepath.Glob(h.of("*"))
+		dirs, err := filepath.Glob(filepath.Join(h.at, "weft-cluster*"))
 		if err != nil {
 			return nil, err
 		}

@@ -56,7 +56,7 @@ func Init() error {
 // and starts over. A namespace is a thread's own until exec gives the thread's to the whole process.
 func (m Machine) joinCgroups() error {
 	runtime.LockOSThread()
-	if err := enterCgroups(m.Name); err != nil {
+	if err := enterCgroups(m); err != nil {
 		return err
 	}
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {

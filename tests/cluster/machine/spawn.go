@@ -120,7 +120,7 @@ func (m Machine) Stop(ctx context.Context) error {
 	for {
 		pid, err = m.PID()
 		if err == nil && pid == 0 {
-			err = removeCgroups(m.Name)
+			err = removeCgroups(m)
 			if err == nil {
 				return nil
 			}

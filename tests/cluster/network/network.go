@@ -3,6 +3,8 @@
 //
 //	host (weft-cluster, 10.99.0.254) ── control plane (bridge, 10.99.0.1) ── node1 (10.99.0.11), node2 …
 //
+// Several clusters on one host differ by their segment's number: 10.99.0.0/24, 10.99.1.0/24 and so on.
+//
 // In: process ids, which stand for network namespaces. Out: links, addresses and routes. When a machine ends
 // its links go with it. All calls may be repeated.
 package network
@@ -20,20 +22,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The addresses of the segment.
 const (
-	HostLink            = "weft-cluster"
-	HostAddress         = "10.99.0.254"
-	ControlPlaneAddress = "10.99.0.1"
-	prefix              = 24
-	bridge              = "weft0"
+	prefix = 24
+	bridge = "weft0"
 )
 
+// Segment is a cluster's network, by its number from 0 to 255.
+type Segment int
+
+// HostLink is the host's end of the cable.
+func (s Segment) HostLink() string {
+	if s == 0 {
+		return "weft-cluster"
+	}
+	return fmt.Sprintf("weft-cluster%d", s)
+}
+
+func (s Segment) address(last int) string { return fmt.Sprintf("10.99.%d.%d", s, last) }
+
+// HostAddress is the host's.
+func (s Segment) HostAddress() string { return s.address(254) }
+
+// ControlPlaneAddress is the API server's.
+func (s Segment) ControlPlaneAddress() string { return s.address(1) }
+
 // NodeAddress is the address of the node with a number from 1.
-func NodeAddress(number int) string { return fmt.Sprintf("10.99.0.%d", 10+number) }
+func (s Segment) NodeAddress(number int) string { return s.address(10 + number) }
 
 // ConnectControlPlane makes the bridge in the control plane's machine and the cable to the host.
-func ConnectControlPlane(pid int) error {
+func (s Segment) ConnectControlPlane(pid int) error {
 	inside, err := in(pid)
 	if err != nil {
 		return err
@@ -44,22 +61,22 @@ func ConnectControlPlane(pid int) error {
 	if err := ignoreExisting(inside.LinkAdd(&netlink.Bridge{LinkAttrs: attributes})); err != nil {
 		return fmt.Errorf("make bridge: %w", err)
 	}
-	if err := address(inside, bridge, ControlPlaneAddress); err != nil {
+	if err := address(inside, bridge, s.ControlPlaneAddress()); err != nil {
 		return err
 	}
-	if err := cable(inside, "host", HostLink, os.Getpid()); err != nil {
-		return fmt.Errorf("lay a cable to the host (is another test cluster up? `make cluster-down` there): %w", err)
+	if err := cable(inside, "host", s.HostLink(), os.Getpid()); err != nil {
+		return fmt.Errorf("lay a cable to the host (is another of that number up? See WEFT_CLUSTER in docs/cluster.md): %w", err)
 	}
 	host, err := in(os.Getpid())
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	return address(host, HostLink, HostAddress)
+	return address(host, s.HostLink(), s.HostAddress())
 }
 
 // ConnectNode lays a cable from the bridge to a node, which gets the link eth0.
-func ConnectNode(controlPlane, node, number int) error {
+func (s Segment) ConnectNode(controlPlane, node, number int) error {
 	hub, err := in(controlPlane)
 	if err != nil {
 		return err
@@ -73,7 +90,7 @@ func ConnectNode(controlPlane, node, number int) error {
 		return err
 	}
 	defer inside.Close()
-	return address(inside, "eth0", NodeAddress(number))
+	return address(inside, "eth0", s.NodeAddress(number))
 }
 
 // Route sends a node's pods to it, on the machine of process pid.
@@ -92,8 +109,8 @@ func Route(pid int, pods *net.IPNet, via string) error {
 
 // DefaultRoute sends a machine's other traffic to the control plane, which answers "unreachable" at once:
 // without a route the kubelet finds no address of its own.
-func DefaultRoute(pid int) error {
-	return Route(pid, &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, ControlPlaneAddress)
+func (s Segment) DefaultRoute(pid int) error {
+	return Route(pid, &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, s.ControlPlaneAddress())
 }
 
 // Sysctls sets a machine's network sysctls, named as below /proc/sys/net.
@@ -111,8 +128,8 @@ func Sysctls(pid int, values map[string]string) error {
 
 // Disconnect removes the host's end of the cable. The kernel would do it with the control plane's network
 // namespace, but that lives on for a minute and a half if a connection was open: TCP first gives up on the peer.
-func Disconnect() error {
-	link, err := netlink.LinkByName(HostLink)
+func (s Segment) Disconnect() error {
+	link, err := netlink.LinkByName(s.HostLink())
 	var absent netlink.LinkNotFoundError
 	if errors.As(err, &absent) {
 		return nil
@@ -121,7 +138,7 @@ func Disconnect() error {
 		return err
 	}
 	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", HostLink, err)
+		return fmt.Errorf("remove link %s: %w", s.HostLink(), err)
 	}
 	return nil
 }
