@@ -197,7 +197,7 @@ async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::
         }
         (None, None) => bail!("give --ca-dir or --ca"),
     };
-    let mut replicas = None;
+    let (mut replicas, mut election) = (None, None);
     let leadership = match (&options.leader_lease, &options.replica) {
         (Some(place), Some(replica)) => {
             replicas = Some(Replicas {
@@ -208,7 +208,7 @@ async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::
             });
             let (announcer, leadership) = Leadership::follower();
             let candidate = Candidate::new(client(&options).await?, place, replica);
-            tokio::spawn(candidate.run(announcer, shutdown.clone()));
+            election = Some(tokio::spawn(candidate.run(announcer, shutdown.clone())));
             leadership
         }
         _ => Leadership::always(),
@@ -256,7 +256,13 @@ async fn open_and_run(options: Options, shutdown: CancellationToken) -> anyhow::
         },
         settle: run::SETTLE,
     };
-    run::run(parts, shutdown).await
+    let result = run::run(parts, shutdown.clone()).await;
+    shutdown.cancel();
+    if let Some(election) = election {
+        // It gives the Lease back, so that the next need not wait for its end.
+        let _ = election.await;
+    }
+    result
 }
 
 /// The API that objects come from, for what is kept there besides.

@@ -113,9 +113,15 @@ pub(super) async fn discover(
     kinds: &'static [Kind],
 ) -> Result<Vec<(&'static Kind, Option<ApiResource>)>, Error> {
     let mut found = Vec::new();
+    let groups = client.list_api_groups().await?.groups;
     for group in CUSTOM_GROUPS {
+        let listed = groups.iter().find(|listed| listed.name == group);
+        let listed = listed.map_or(&[][..], |listed| &listed.versions);
         let kinds = kinds.iter().filter(|kind| kind.group == group);
         let wanted: BTreeSet<_> = kinds.clone().flat_map(|kind| kind.versions).collect();
+        let wanted = wanted
+            .into_iter()
+            .filter(|version| listed.iter().any(|listed| listed.version == **version));
         let mut served = BTreeSet::new();
         for version in wanted {
             match client
@@ -127,6 +133,7 @@ pub(super) async fn discover(
                     let whole = list.resources.into_iter().filter(|r| !r.name.contains('/'));
                     served.extend(whole.map(|resource| (resource.kind, *version)));
                 }
+                // Gone since the groups were listed.
                 Err(Error::Api(status)) if status.code == 404 => {}
                 Err(error) => return Err(error),
             }

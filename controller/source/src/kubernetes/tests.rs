@@ -187,7 +187,7 @@ async fn kinds_come_and_go_with_their_definitions() {
     assert_eq!(told, ["+HTTPRoute ns/r", "+TLSRoute ns/t"]);
 
     // A moment without discovery takes nothing away.
-    api.fail(&format!("GET /apis/{GATEWAY}/v1 "), 404);
+    api.fail(&format!("GET /apis/{GATEWAY}/v1"), 404);
     api.undefine(GATEWAY, "tlsroutes");
     assert_eq!(watch.next().await, "-TLSRoute ns/t");
     api.put(route("r2"));
@@ -231,6 +231,7 @@ async fn what_the_server_refuses_is_tried_again_and_synced_waits_for_it() {
     for _ in 0..4 {
         api.fail("GET /api/v1/pods", 403);
     }
+    api.fail("GET /apis", 503);
     api.fail(&format!("GET /apis/{GATEWAY}/v1"), 503);
     define_routes(&api);
     api.put(pod("p", "n1"));

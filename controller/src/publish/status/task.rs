@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(30);
 const MESH: &str = "weft";
 
 /// How often that is looked after: its kind may come later.
-const MESH_PERIOD: Duration = Duration::from_secs(60);
+const MESH_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long to wait before a write that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -174,6 +174,9 @@ impl FakeApi {
             .map(|(key, value)| (key.to_owned(), value.replace("%3D", "=")))
             .collect();
         let segments: Vec<&str> = parts.uri.path().trim_matches('/').split('/').collect();
+        if segments == ["apis"] {
+            return json_answer(200, &self.store.lock().groups());
+        }
         let (group, version, rest) = match *segments.as_slice() {
             ["api", version, ref rest @ ..] => ("", version, rest),
             ["apis", group, version, ref rest @ ..] => (group, version, rest),

@@ -1,6 +1,6 @@
 //! Objects and their history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -189,6 +189,23 @@ impl Store {
             })
             .collect();
         json!({"groupVersion": format!("{group}/{version}"), "resources": resources})
+    }
+
+    pub(super) fn groups(&self) -> Value {
+        let mut groups: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (group, version, _, _) in self.kinds.iter().filter(|(group, ..)| !group.is_empty()) {
+            groups.entry(group).or_default().insert(version);
+        }
+        let groups: Vec<Value> = groups
+            .into_iter()
+            .map(|(group, versions)| {
+                let versions = versions.iter().map(|version| {
+                    json!({ "groupVersion": format!("{group}/{version}"), "version": version })
+                });
+                json!({ "name": group, "versions": versions.collect::<Vec<_>>() })
+            })
+            .collect();
+        json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
     }
 
     pub(super) fn version(&self) -> u64 {
