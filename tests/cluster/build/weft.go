@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"weft.dev/tests/cluster/lock"
 )
 
 // target is what weft's programs are built for here: static, so that an image needs nothing beside them.
@@ -28,7 +30,14 @@ func (t Tree) Weft(ctx context.Context, release bool) (string, error) {
 		args, profile = append(args, "--release"), "release"
 	}
 	fmt.Fprintf(t.Out, "    building weft (%s, static, in %s)\n", profile, dir)
-	// Cargo would take what another checkout has built for this one's.
+	// Cargo would take what another checkout has built for this one's; nor may two prepare the folder at once.
+	unlock, err := lock.Take(ctx, dir+".lock", func() {
+		fmt.Fprintf(t.Out, "    another is building weft; waiting for it\n")
+	})
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	err = t.run(ctx, t.Repo, []string{"CARGO_TARGET_DIR=" + dir}, "scripts/cache.sh")
 	if err != nil {
 		return "", err
