@@ -92,6 +92,9 @@ pub(super) enum Event {
     /// The API no longer says that the sandbox is captured, though it is: somebody took the
     /// annotation away, and proxies elsewhere would dial the pod in plaintext.
     ReportLost,
+    /// The API says that another sandbox of the pod is captured, and there is none: it went with the
+    /// node's power. Proxies elsewhere would tunnel to the pod in vain.
+    ReportStale,
     /// The runtime removes the sandbox, or its namespace has vanished.
     Deleted,
     /// The phase's work is done.
@@ -134,6 +137,11 @@ pub(super) fn next(mut state: State, event: Event) -> State {
         Event::ReportLost => {
             if state.phase == Phase::In {
                 state.phase = Phase::Reporting;
+            }
+        }
+        Event::ReportStale => {
+            if state.phase == Phase::Out {
+                (state.phase, state.reported) = (Phase::Unreporting, true);
             }
         }
         Event::Deleted => {

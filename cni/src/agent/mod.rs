@@ -387,6 +387,21 @@ impl Context {
         .unwrap_or(false)
     }
 
+    /// Whether the API knows the pod, and its annotation does not name this sandbox.
+    fn is_unreported(&self, sandbox: &Sandbox) -> bool {
+        self.facts(sandbox, |facts| {
+            facts.captured.as_ref() != Some(&sandbox.container_id)
+        })
+        .unwrap_or(false)
+    }
+
+    /// The sandbox that the pod's annotation names, if it is another one and not on this node.
+    fn stale_report(&self, sandbox: &Sandbox) -> Option<String> {
+        let named = self.facts(sandbox, |facts| facts.captured.clone())??;
+        let stale = named != sandbox.container_id && !self.workers.lock().contains_key(&named);
+        stale.then_some(named)
+    }
+
     /// Reads a pod and its namespace if the watch has not told of them yet. An error means that it
     /// can't be told whether the namespace is in the mesh.
     async fn look_up(&self, sandbox: &Sandbox) -> Result<(), SourceError> {

@@ -47,7 +47,7 @@ pub(super) async fn withdraw(context: &Context, sandbox: &Sandbox) -> Result<(),
     }
 }
 
-/// Removes the annotation, unless it speaks of another sandbox or the pod is gone.
+/// Removes the annotation, unless it speaks of another sandbox that there is, or the pod is gone.
 pub(super) async fn take_back(context: &Context, sandbox: &Sandbox) -> Result<(), String> {
     let other = context.facts(sandbox, |facts| {
         facts
@@ -55,7 +55,7 @@ pub(super) async fn take_back(context: &Context, sandbox: &Sandbox) -> Result<()
             .as_ref()
             .is_some_and(|captured| *captured != sandbox.container_id)
     });
-    if other == Some(true) {
+    if other == Some(true) && context.stale_report(sandbox).is_none() {
         return Ok(());
     }
     // What the controller said of an earlier leave must not be taken for its answer to this one.

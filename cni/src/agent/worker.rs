@@ -165,6 +165,7 @@ pub(super) fn spawn(
         pod: pod.clone(),
         view,
         sender,
+        stale: None,
     };
     tokio::spawn(worker.run(deleted));
     Handle {
@@ -203,6 +204,8 @@ struct Worker {
     pod: Arc<PodContext>,
     view: View,
     sender: watch::Sender<View>,
+    /// The sandbox that was last found in the pod's annotation, and not on the node.
+    stale: Option<String>,
 }
 
 impl Worker {
@@ -272,6 +275,9 @@ impl Worker {
     fn happen(&mut self, event: Event) {
         let before = self.view.state.phase;
         self.view.state = machine::next(self.view.state, event);
+        if self.has_stale_report() {
+            self.view.state = machine::next(self.view.state, Event::ReportStale);
+        }
         let after = self.view.state.phase;
         if before != after {
             info!(
@@ -318,15 +324,27 @@ impl Worker {
         self.happen(Event::Wanted(desired.captured));
     }
 
-    /// Somebody may have taken the annotation away.
+    /// Somebody may have taken the annotation away, or it may be of a sandbox that is gone.
     fn look_at_report(&mut self) {
         let sandbox = &self.pod.sandbox;
-        let lost = self.context.facts(sandbox, |facts| {
-            facts.captured.as_ref() != Some(&sandbox.container_id)
-        });
-        if self.view.state.phase == Phase::In && lost == Some(true) {
-            self.happen(Event::ReportLost);
+        match self.view.state.phase {
+            Phase::In if self.context.is_unreported(sandbox) => self.happen(Event::ReportLost),
+            // Looked at in there.
+            Phase::Out => self.happen(Event::Wanted(self.view.state.wanted)),
+            _ => {}
         }
+    }
+
+    /// At rest outside of the mesh, with a report of a sandbox that is gone, which was not tried to be
+    /// taken back before.
+    fn has_stale_report(&mut self) -> bool {
+        if self.view.state.phase != Phase::Out {
+            return false;
+        }
+        let stale = self.context.stale_report(&self.pod.sandbox);
+        let new = stale.is_some() && stale != self.stale;
+        self.stale = stale;
+        new
     }
 
     fn vanish(&mut self) {

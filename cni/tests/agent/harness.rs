@@ -219,6 +219,15 @@ impl Node {
         )
     }
 
+    /// Writes what an agent would that has captured a sandbox.
+    pub async fn says_captured(&self, pod: &str, sandbox: &str) {
+        let annotations = [("weft.dev/captured".to_owned(), Some(sandbox.to_owned()))].into_iter();
+        self.writer
+            .annotate(&pod_key("shop", pod), annotations.collect())
+            .await
+            .unwrap();
+    }
+
     /// Writes a Pod object as the kubelet has it once the pod runs, and what the runtime remembers of its
     /// sandbox, which no plugin of weft's has seen.
     pub fn runs_already(&self, name: &str, pair: &Pair) {

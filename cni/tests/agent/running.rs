@@ -76,3 +76,25 @@ async fn readiness_waits_for_a_proxy_and_goes_with_it() {
     drop(proxy);
     ready.wait_for(|ready| !*ready).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_of_a_sandbox_that_went_with_the_nodes_power_is_taken_back() {
+    let (node, pair) = (Node::new(), Pair::new());
+    node.namespace("shop", json!({}));
+    node.runs_already("web", &pair);
+    node.says_captured("web", "sandbox-before").await;
+    let _agent = node.start().await;
+    let _proxy = Proxy::start(&node.handover(), "p").await;
+    eventually("the report is taken back", async || {
+        node.captured("web").await.is_none().then_some(())
+    })
+    .await;
+
+    // What joins writes its own over it.
+    node.says_captured("web", "sandbox-before").await;
+    node.namespace("shop", enabled());
+    eventually("the report names the sandbox that there is", async || {
+        (node.captured("web").await.as_deref() == Some("sandbox-web")).then_some(())
+    })
+    .await;
+}

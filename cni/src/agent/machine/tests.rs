@@ -49,6 +49,19 @@ fn path(mut from: State, events: &[Event]) -> Vec<Phase> {
 }
 
 #[test]
+fn a_report_of_a_sandbox_that_is_gone_is_taken_back_at_rest_and_overwritten_in_the_mesh() {
+    let taken_back = path(begin(false, false), &[ReportStale, Done, Done, Done, Done]);
+    assert_eq!(
+        taken_back,
+        [Unreporting, Acknowledging, Draining, Removing, Out]
+    );
+    for phase in ALL.into_iter().filter(|phase| *phase != Out) {
+        let state = state(phase, true, true);
+        assert_eq!(next(state, ReportStale), state, "{phase:?}");
+    }
+}
+
+#[test]
 fn joining_and_leaving_go_through_the_documented_order() {
     let joined = path(begin(false, false), &[Wanted(true), Done, Done, Done, Done]);
     assert_eq!(joined, [Listening, Offering, Redirecting, Reporting, In]);
