@@ -140,7 +140,7 @@ fn files_are_taken_in_the_runtimes_order() {
         "README.md",
         "weft.kubeconfig",
         "10-a.conf.weft-saved",
-        ".weft-new",
+        ".10-pods.conflist.weft-new",
         "Z.conflist",
     ];
     let order = in_order(names.map(str::to_owned));

@@ -9,9 +9,9 @@ use std::{
 
 use super::InstallError;
 
-/// In the folder of what it becomes. One agent a node writes it; no runtime takes it for a
-/// configuration or a plugin.
-const TEMPORARY: &str = ".weft-new";
+/// What it is to replace is written first to `.NAME.weft-new` beside it: no runtime takes that for a
+/// configuration or a plugin. A name for each file, for chain and kubeconfig are written at once.
+const TEMPORARY: &str = "weft-new";
 
 /// The mode of a file.
 pub(super) enum Mode {
@@ -43,7 +43,8 @@ pub(super) fn replace(path: &Path, contents: &[u8], mode: &Mode) -> Result<(), I
             fs::metadata(other).map_or(0o644, |metadata| metadata.permissions().mode())
         }
     };
-    let temporary = path.with_file_name(TEMPORARY);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{TEMPORARY}"));
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
@@ -98,5 +99,36 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn files_that_are_replaced_at_once_in_one_folder_get_each_its_own_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["10-pods.conflist", "weft.kubeconfig"];
+        thread::scope(|scope| {
+            for name in names {
+                let path = folder.path().join(name);
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        let text = format!("{name} {round}");
+                        replace(&path, text.as_bytes(), &Mode::Is(0o600)).unwrap();
+                        assert_eq!(read(&path).unwrap(), Some(text));
+                    }
+                });
+            }
+        });
+        let mut left: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, names);
     }
 }
