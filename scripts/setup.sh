@@ -19,7 +19,7 @@ wanted="iproute2:ip nftables:nft containernetworking-plugins:/usr/lib/cni/bridge
 if [ "${1:-}" = test ]; then
   # What the tests' cluster is made of besides Kubernetes itself, which is compiled (tests/cluster).
   command -v go >/dev/null || fail "go is missing; install Go 1.26 or newer from https://go.dev/dl"
-  wanted="$wanted containerd:containerd runc:runc conntrack:conntrack iptables:iptables util-linux:nsenter"
+  wanted="$wanted containerd:containerd runc:runc conntrack:conntrack iptables:iptables util-linux:nsenter procps:pkill"
 fi
 missing=""
 for pair in $wanted; do

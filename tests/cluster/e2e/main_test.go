@@ -140,6 +140,10 @@ func (f fixture) namespace(t *testing.T, name string, labels ...string) {
 			t.Errorf("namespace %s: %v", name, err)
 		}
 	})
+	// One that a killed run has left would pass for this one's.
+	if err := f.Delete(f.ctx, manifest); err != nil {
+		t.Fatal(err)
+	}
 	f.apply(t, manifest)
 }
 
