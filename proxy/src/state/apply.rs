@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     balance::Load,
-    model::{Service, ServiceName, Workload},
+    model::{Locality, Service, ServiceName, Workload},
 };
 
 /// A workload with what is needed to take it out of the indexes again.
@@ -141,19 +141,12 @@ impl State {
             }
         }
 
-        for m in &memberships {
-            let load = loads.iter().find(|(at, _)| Some(*at) == key(m));
-            let endpoint = Endpoint {
-                workload: Arc::clone(&workload),
-                targets: m.targets,
-                load: load.map(|(_, load)| Arc::clone(load)).unwrap_or_default(),
-            };
-            self.change_service(&m.service, |known| {
-                known.change_port(m.port, |port| {
-                    port.endpoints.set(endpoint, m.readiness, &self.locality);
-                });
-            });
-        }
+        let entry = WorkloadEntry {
+            workload: Arc::clone(&workload),
+            memberships,
+            loads,
+        };
+        self.place(&entry);
         for &address in &workload.addresses {
             self.addresses.change(address, |all| {
                 all.set(Arc::clone(&workload));
@@ -163,7 +156,8 @@ impl State {
         }
         if let Some(old) = &old {
             let left = |was: &&Membership| {
-                !memberships
+                !entry
+                    .memberships
                     .iter()
                     .any(|m| m.service == was.service && m.port == was.port)
             };
@@ -173,13 +167,48 @@ impl State {
                 self.lose(address, &old.workload);
             }
         }
-        let entry = WorkloadEntry {
-            workload: Arc::clone(&workload),
-            memberships,
-            loads,
-        };
         self.workloads
             .insert(Arc::clone(&workload.uid), Arc::new(entry));
+        self.learn_zone(&workload);
+    }
+
+    /// Puts a workload's endpoints into its Services, as far away as they are.
+    fn place(&self, entry: &WorkloadEntry) {
+        let locality = self.locality.load();
+        let primary = entry.workload.addresses.first().copied();
+        for m in &entry.memberships {
+            let key = primary.map(|ip| SocketAddr::new(ip, m.targets.port()));
+            let load = entry.loads.iter().find(|(at, _)| Some(*at) == key);
+            let endpoint = Endpoint {
+                workload: Arc::clone(&entry.workload),
+                targets: m.targets,
+                load: load.map(|(_, load)| Arc::clone(load)).unwrap_or_default(),
+            };
+            self.change_service(&m.service, |known| {
+                known.change_port(m.port, |port| {
+                    port.endpoints.set(endpoint, m.readiness, &locality);
+                });
+            });
+        }
+    }
+
+    /// A proxy that was not told its zone is in that of its node's workloads: the zone is a label of
+    /// the Node, which a pod can't be told. What is known already is placed anew, once as a rule.
+    fn learn_zone(&self, workload: &Workload) {
+        let known = self.locality.load_full();
+        let from_here = !known.node.is_empty() && workload.node == known.node;
+        if self.zone_is_set || !from_here || workload.zone.is_empty() || workload.zone == known.zone
+        {
+            return;
+        }
+        tracing::info!(zone = %workload.zone, "this node's zone, as its workloads' is");
+        self.locality.store(Arc::new(Locality {
+            node: Arc::clone(&known.node),
+            zone: Arc::clone(&workload.zone),
+        }));
+        for entry in self.workloads.values() {
+            self.place(&entry);
+        }
     }
 
     fn remove_workload(&self, uid: &str) {

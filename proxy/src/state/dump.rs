@@ -19,8 +19,8 @@ impl State {
         let mesh = self.mesh();
         json!({
             "generation": *self.generation.borrow(),
-            "node": self.locality.node,
-            "zone": self.locality.zone,
+            "node": self.locality().node,
+            "zone": self.locality().zone,
             "mesh": {
                 "trust_domain": mesh.trust_domain,
                 "cluster_domain": mesh.cluster_domain,

@@ -53,7 +53,9 @@ use crate::{
 /// The configuration in force. Shared as `Arc<State>`.
 #[derive(Debug)]
 pub struct State {
-    locality: Locality,
+    locality: ArcSwap<Locality>,
+    /// It was told its zone, and learns no other.
+    zone_is_set: bool,
     workloads: Sharded<Arc<str>, Arc<WorkloadEntry>>,
     addresses: Sharded<IpAddr, Workloads>,
     unclaimed: Unclaimed,
@@ -135,10 +137,11 @@ impl NoEndpoint {
 }
 
 impl State {
-    /// Nothing known yet, seen from this place.
+    /// Nothing known yet, seen from this place. Without a zone it is that of the node's workloads.
     pub fn new(locality: Locality) -> Arc<Self> {
         Arc::new(Self {
-            locality,
+            zone_is_set: !locality.zone.is_empty(),
+            locality: ArcSwap::from_pointee(locality),
             workloads: Sharded::default(),
             addresses: Sharded::default(),
             unclaimed: Unclaimed::default(),
@@ -295,8 +298,8 @@ impl State {
     }
 
     /// Where this proxy is.
-    pub fn locality(&self) -> &Locality {
-        &self.locality
+    pub fn locality(&self) -> Arc<Locality> {
+        self.locality.load_full()
     }
 
     /// Changes once after each applied delta: whoever depends on a workload (its mode, its

@@ -41,6 +41,17 @@ impl<K: Hash + Eq, V> Sharded<K, V> {
         self.shard(key).read().get(key).map(read)
     }
 
+    /// All values, shard by shard.
+    pub(super) fn values(&self) -> Vec<V>
+    where
+        V: Clone,
+    {
+        let shards = self.shards.iter();
+        shards
+            .flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
     /// Inserts, returning what was there.
     pub(super) fn insert(&self, key: K, value: V) -> Option<V> {
         self.shard(&key).write().insert(key, value)

@@ -94,6 +94,59 @@ fn ready_endpoints_take_traffic_and_terminating_ones_only_if_none_is_ready() {
 }
 
 #[test]
+fn a_proxy_that_was_not_told_its_zone_learns_it_from_its_nodes_workloads() {
+    let near = located(member("near", "10.0.0.2"), "node-b", "zone-1");
+    let far = located(member("far", "10.0.0.3"), "node-c", "zone-2");
+    // A workload of the node itself, of no Service.
+    let own = |zone: &str| Workload {
+        endpoints: Vec::new(),
+        ..located(member("own", "10.0.0.9"), "node-a", zone)
+    };
+    let at = |zone: &str| {
+        State::new(Locality {
+            node: "node-a".into(),
+            zone: zone.into(),
+        })
+    };
+    let (both, first, second) = (
+        addresses(&["10.0.0.2", "10.0.0.3"]),
+        addresses(&["10.0.0.2"]),
+        addresses(&["10.0.0.3"]),
+    );
+    for (told, steps) in [
+        (
+            "",
+            vec![
+                (None, &both),
+                (Some("zone-1"), &first),
+                (Some("zone-2"), &second),
+            ],
+        ),
+        ("zone-1", vec![(None, &first), (Some("zone-2"), &first)]),
+    ] {
+        let state = at(told);
+        set_service(
+            &state,
+            &Service {
+                traffic_distribution: TrafficDistribution::PreferSameZone.into(),
+                ..service("shop/checkout", &[])
+            },
+        );
+        set_pods(&state, &[near.clone(), far.clone()]);
+        for (zone, expected) in steps {
+            if let Some(zone) = zone {
+                set_pods(&state, &[own(zone)]);
+            }
+            assert_eq!(
+                &picked(&state, &[]),
+                expected,
+                "told {told:?}, own {zone:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_nearest_that_the_service_prefers_come_first_and_farther_ones_when_they_are_gone() {
     use TrafficDistribution::{Any, PreferSameNode, PreferSameZone};
     let node = located(member("node", "10.0.0.1"), "node-a", "zone-1");
