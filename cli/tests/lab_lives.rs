@@ -86,7 +86,8 @@ fn pods_live_as_a_kubelet_would_have_them() {
     fs::write(lab.folder.path().join("ill"), "").unwrap();
     eventually("a restart by the liveness probe", || {
         let status = &pod("revived")["status"]["containerStatuses"][0];
-        status["restartCount"] == 1 && status["ready"] == true
+        // A probe may come before the new container has made itself well.
+        status["restartCount"].as_u64() >= Some(1) && status["ready"] == true
     });
 
     assert_eq!(pod("on-node")["status"]["podIP"], "10.240.0.12");

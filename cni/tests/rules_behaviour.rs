@@ -77,7 +77,9 @@ fn a_connection_from_outside_lands_on_15006_but_hbone_and_probes_go_straight() {
         (IpAddr::from(PROBE_SOURCE_V4), "10.9.0.2"),
         (PROBE_SOURCE_V6.into(), "[fd09::2]"),
     ] {
-        pair.node.ip(&format!("addr add {source} dev lo"));
+        // Else it can't be bound to before a worker of the kernel's has looked for duplicates.
+        let nodad = if source.is_ipv6() { "nodad" } else { "" };
+        pair.node.ip(&format!("addr add {source} dev lo {nodad}"));
         let source = SocketAddr::new(source, 0);
         let from_probe = |port| {
             let to = format!("{pod}:{port}");

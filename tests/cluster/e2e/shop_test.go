@@ -215,7 +215,7 @@ type load struct {
 }
 
 // loadLasts bounds load that nobody stops.
-const loadLasts = 5 * time.Minute
+const loadLasts = 8 * time.Minute
 
 const loadManifest = `
 apiVersion: v1

@@ -451,6 +451,27 @@ impl Lab {
         pid.unwrap_or_else(|| panic!("{part} does not run: {}", status["parts"]))
     }
 
+    /// The id of a pod's sandbox, as its node's agent has it on record.
+    #[track_caller]
+    pub fn sandbox(&self, namespace: &str, pod: &str) -> String {
+        let nodes = std::fs::read_dir(self.state_dir().join("nodes")).expect("a lab has nodes");
+        let folders = nodes.flatten().map(|node| node.path().join("sandboxes"));
+        let records = folders.filter_map(|folder| std::fs::read_dir(folder).ok());
+        let mut all = records
+            .flat_map(|entries| entries.flatten())
+            .filter_map(|entry| {
+                let text = std::fs::read_to_string(entry.path()).ok()?;
+                serde_json::from_str::<Value>(&text).ok()
+            });
+        let of = |record: &Value| record["namespace"] == namespace && record["pod"] == pod;
+        let found = all.find(of);
+        let id = found
+            .as_ref()
+            .and_then(|record| record["container_id"].as_str());
+        id.unwrap_or_else(|| panic!("no sandbox of {namespace}/{pod}"))
+            .to_owned()
+    }
+
     /// Waits until every part and pod of the lab is ready.
     #[track_caller]
     pub fn whole(&self, limit: Duration) {

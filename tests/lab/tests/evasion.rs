@@ -238,7 +238,7 @@ fn pages(lab: &Lab) {
 }
 
 /// Who may annotate pods can say that one is captured, in a sandbox of former times. It is dialled
-/// by mTLS then, or not at all.
+/// by mTLS then, or not at all, until its node's agent has taken the lie back.
 fn annotation_of_another_sandbox(lab: &Lab) {
     let annotate = |pod: &str, sandbox: &str| {
         let folder = lab.state_dir().join("api/annotations/Pod./plain");
@@ -250,9 +250,17 @@ fn annotation_of_another_sandbox(lab: &Lab) {
     let ask = || lab.dial("shop/rogue", &far, &[]);
     assert_eq!(ask().status(), 200);
     annotate("far", "a-sandbox-of-former-times");
+    eventually(Duration::from_secs(10), || {
+        let json = lab.weft(&["get", "pod", "far", "-n", "plain", "-o", "json"]);
+        let pod: Value = serde_json::from_str(&json.ok()).expect("weft prints JSON");
+        match &pod["metadata"]["annotations"]["weft.dev/captured"] {
+            Value::Null => Ok(()),
+            named => Err(format!("the lie stays: {named}")),
+        }
+    });
     eventually(Duration::from_secs(10), || match ask() {
-        dialled if dialled.answer.is_empty() => Ok(()),
-        dialled => Err(format!("still in plaintext: {dialled:?}")),
+        dialled if dialled.status() == 200 => Ok(()),
+        dialled => Err(format!("not as before: {dialled:?}")),
     });
 }
 

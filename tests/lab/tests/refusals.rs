@@ -167,11 +167,12 @@ fn an_independent_hbone_client_is_served_with_a_good_certificate_and_refused_wit
 fn an_independent_hbone_server_is_dialled_only_if_it_is_who_it_should_be(family: Family) {
     let lab = Lab::up_in(family, SHOP);
     let web = lab.pod_ip("plain", "web");
-    // The folder is the API: captured is what its annotation says, for a pod that another
-    // implementation serves.
+    // The folder is the API: captured is what its annotation says, in its own sandbox, for a pod that
+    // another implementation serves.
     let annotations = lab.state_dir().join("api/annotations/Pod./plain");
     std::fs::create_dir_all(&annotations).expect("a writable lab");
-    let annotation = r#"{"weft.dev/captured": "another-implementation"}"#;
+    let sandbox = lab.sandbox("plain", "web");
+    let annotation = format!(r#"{{"weft.dev/captured": "{sandbox}"}}"#);
     std::fs::write(annotations.join("web.json"), annotation).expect("a writable lab");
 
     let ca = lab.state_dir().join("ca");
