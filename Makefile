@@ -58,8 +58,8 @@ cluster-status: $(CLUSTER) ## What runs on it, and where the logs are
 	@$(CLUSTER) status
 
 .PHONY: cluster-test
-cluster-test: setup-test $(CLUSTER) ## The tests on that cluster alone (RUN=TestName KEEP=1)
-	@cd tests/cluster && WEFT_E2E_KEEP=$(KEEP) $(GO_CHEAP) go test -count=1 -v -timeout 60m $(if $(RUN),-run "$(RUN)") ./e2e
+cluster-test: setup-test build $(CLUSTER) ## The tests on that cluster alone (RUN=TestName KEEP=1)
+	@cd tests/cluster && WEFT_BIN_DIR=$(BIN) WEFT_E2E_KEEP=$(KEEP) $(GO_CHEAP) go test -count=1 -v -timeout 60m $(if $(RUN),-run "$(RUN)") ./e2e
 
 .PHONY: images
 images: $(CLUSTER) ## Weft's images as OCI archives, for clusters of your own (OUT=folder RELEASE=1)
