@@ -30,7 +30,7 @@ func TestTheManifestsInTheBinaryAreTheCharts(t *testing.T) {
 func TestWeftInstallAppliesWhatHelmWouldWithTheSameValues(t *testing.T) {
 	bin := os.Getenv("WEFT_BIN_DIR")
 	if bin == "" {
-		t.Skip("WEFT_BIN_DIR is not set; scripts/test.sh sets it")
+		t.Fatal("WEFT_BIN_DIR does not say where weft is; build it, or run `make test`, which sets it")
 	}
 	for name, try := range map[string]struct {
 		flags  []string

@@ -30,7 +30,7 @@ spec:
   selector: {matchLabels: {app: web, version: v1}}
   template:
     metadata: {labels: {app: web, version: v1}}
-    spec: &pod
+    spec:
       serviceAccountName: web
       terminationGracePeriodSeconds: 5
       topologySpreadConstraints:
@@ -109,7 +109,7 @@ type shop struct {
 func (f fixture) shop(t *testing.T, namespace string) shop {
 	t.Helper()
 	s := shop{fixture: f, namespace: namespace}
-	s.apply(t, s.text(strings.Replace(shopManifest, "spec: &pod", "spec:", 1)))
+	s.apply(t, s.text(shopManifest))
 	s.client(t, namespace, "client-1", "node1")
 	s.client(t, namespace, "client-2", "node2")
 	for _, name := range []string{"v1", "v2"} {
