@@ -18,3 +18,5 @@ pub mod results;
 pub mod rules;
 pub mod sandbox;
 mod sysctl;
+#[cfg(test)]
+mod testing;

@@ -1,11 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::*;
+use crate::testing::until;
 
 struct Node {
     dir: tempfile::TempDir,
@@ -71,17 +72,6 @@ impl Node {
 fn list(plugins: &[&str]) -> String {
     let plugins: Vec<_> = plugins.iter().map(|kind| json!({"type": kind})).collect();
     json!({"cniVersion": "1.0.0", "name": "net", "plugins": plugins}).to_string()
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), waiting)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 #[test]

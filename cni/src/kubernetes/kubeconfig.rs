@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-use super::{BACKOFF, Name, persist};
+use super::{BACKOFF, Place, persist};
 use crate::install::{InstallError, Installer};
 
 /// How long a token is asked for. The server may shorten it.
@@ -71,7 +71,7 @@ pub fn text(server: &str, root: &[u8], token: &str) -> String {
 /// Keeps the kubeconfig fresh, unless the node is being left.
 pub async fn keep(
     client: Client,
-    account: Name,
+    account: Place,
     server: Server,
     installer: Installer,
     mut uninstall: watch::Receiver<bool>,

@@ -8,7 +8,9 @@ pub mod order;
 pub mod taint;
 pub mod uninstall;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::time::Duration;
+
+pub use weft_source::kubernetes::Place;
 
 /// First and longest wait before a call of the API is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -19,39 +21,6 @@ pub const ANNOTATION_UNINSTALL: &str = "weft.dev/uninstall";
 pub const ANNOTATION_UNINSTALLED: &str = "weft.dev/uninstalled";
 /// The value that counts.
 pub const YES: &str = "true";
-
-/// The name of an object, as `NAMESPACE/NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl FromStr for Name {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('/') {
-            Some((namespace, name))
-                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
-            {
-                Ok(Self {
-                    namespace: namespace.into(),
-                    name: name.into(),
-                })
-            }
-            _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
-        }
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
 
 /// Tries something of the API until it is done. The reason why it is not is said once.
 async fn persist<T, F: Future<Output = Result<T, kube::Error>>>(

@@ -17,7 +17,7 @@ use kube::{
 use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
-use super::{ANNOTATION_UNINSTALL, Name, YES};
+use super::{ANNOTATION_UNINSTALL, Place, YES};
 
 /// How long a look at the DaemonSet at the end may take, of the time that the kubelet leaves.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,14 +62,14 @@ impl Owner {
 /// Follows the DaemonSet.
 pub struct Follower {
     client: Client,
-    daemonset: Name,
+    daemonset: Place,
     owner: watch::Sender<Owner>,
     ordered: watch::Sender<bool>,
 }
 
 impl Follower {
     /// Tells `ordered`.
-    pub fn new(client: Client, daemonset: Name, ordered: watch::Sender<bool>) -> Self {
+    pub fn new(client: Client, daemonset: Place, ordered: watch::Sender<bool>) -> Self {
         Self {
             client,
             daemonset,

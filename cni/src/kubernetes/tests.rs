@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use weft_source::kubernetes::fake::FakeApi;
 
 use super::{kubeconfig::Server, order::Owner, uninstall::UninstallError, *};
+use crate::testing::until;
 
-fn name(text: &str) -> Name {
+fn name(text: &str) -> Place {
     text.parse().unwrap()
 }
 
@@ -35,23 +36,12 @@ fn ordered() -> Value {
     json!({"annotations": {ANNOTATION_UNINSTALL: "true"}})
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), waiting)
-        .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
 #[test]
 fn a_name_has_a_namespace() {
     let parsed = name("weft-system/weft-cni");
     assert_eq!(parsed.to_string(), "weft-system/weft-cni");
     for text in ["", "weft-cni", "/a", "a/", "a/b/c"] {
-        assert!(text.parse::<Name>().is_err(), "{text}");
+        assert!(text.parse::<Place>().is_err(), "{text}");
     }
 }
 

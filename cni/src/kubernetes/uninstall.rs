@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{ANNOTATION_UNINSTALL, ANNOTATION_UNINSTALLED, Name, YES, persist};
+use super::{ANNOTATION_UNINSTALL, ANNOTATION_UNINSTALLED, Place, YES, persist};
 
 /// How often to look whether the agents are done.
 const EVERY: Duration = Duration::from_millis(500);
@@ -45,7 +45,7 @@ pub enum UninstallError {
 /// there has none.
 pub async fn uninstall(
     client: &Client,
-    daemonset: &Name,
+    daemonset: &Place,
     limit: Duration,
 ) -> Result<(), UninstallError> {
     let failed = |what: &str| {
@@ -120,7 +120,7 @@ pub(super) fn waiting(pods: &[Pod], owner: Option<&str>) -> Vec<String> {
 }
 
 /// Tells, on the agent's own pod, whether it has left its node; for ever.
-pub async fn report(client: Client, pod: Name, mut left: watch::Receiver<bool>) {
+pub async fn report(client: Client, pod: Place, mut left: watch::Receiver<bool>) {
     let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
     let what = format!("annotate the agent's own pod {pod}");
     let mut told = false;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use weft_cni::kubernetes::Name;
+use weft_cni::kubernetes::Place;
 
 /// Captures the pods of one node: redirect rules and listening sockets in their network namespaces,
 /// handed to the node's proxies.
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Uninstall {
         /// The agents.
         #[arg(long, value_name = "NAMESPACE/NAME")]
-        daemonset: Name,
+        daemonset: Place,
         /// How long to wait.
         #[arg(long, default_value = "120s", value_parser = duration)]
         timeout: Duration,
@@ -84,13 +84,13 @@ pub(crate) struct Run {
     pub(crate) cni_cache_dir: Option<PathBuf>,
     /// The agent's own DaemonSet: its end, or its annotation weft.dev/uninstall=true, is an uninstall.
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub(crate) daemonset: Option<Name>,
+    pub(crate) daemonset: Option<Place>,
     /// The agent's own pod, in the DaemonSet's namespace: it is annotated once this node was left.
     #[arg(long, value_name = "NAME", requires = "daemonset")]
     pub(crate) pod: Option<String>,
     /// The service account that the plugin asks the API as while the agent is away.
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "cni_conf_dir")]
-    pub(crate) plugin_account: Option<Name>,
+    pub(crate) plugin_account: Option<Place>,
     /// A taint to take from the node once pods can join the mesh.
     #[arg(long, value_name = "KEY")]
     pub(crate) remove_taint: Option<String>,

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use weft_cni::{
     agent,
     install::{Entry, Installer, KUBECONFIG, PLUGIN, State, keep},
-    kubernetes::{Name, kubeconfig, order::Follower, taint, uninstall},
+    kubernetes::{Place, kubeconfig, order::Follower, taint, uninstall},
 };
 use weft_source::{Scope, kubernetes::client};
 
@@ -87,7 +87,7 @@ async fn node(run: Run) -> anyhow::Result<()> {
     }
     let chain = chain(&run, api.as_ref(), &ordered)?;
     if let (Some(api), Some(daemonset), Some(pod)) = (&api, &run.daemonset, &run.pod) {
-        let pod = Name {
+        let pod = Place {
             namespace: daemonset.namespace.clone(),
             name: pod.clone(),
         };

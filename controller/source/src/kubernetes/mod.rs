@@ -11,6 +11,7 @@
 
 mod client;
 mod kinds;
+mod place;
 mod raw;
 mod reflect;
 mod seen;
@@ -27,6 +28,7 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 pub use client::client;
+pub use place::Place;
 pub use writer::KubernetesWriter;
 
 use crate::{BoxFuture, Event, Object, ObjectKey, Scope, Source, SourceError};
