@@ -24,6 +24,7 @@ pub mod netns;
 pub mod outbound;
 pub mod pages;
 pub mod pods;
+mod ports;
 pub mod prefixed;
 pub mod refusals;
 pub mod report;

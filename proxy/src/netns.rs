@@ -18,6 +18,8 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use weft_api::names::MARK_PROXY;
 
+use crate::ports::SourcePorts;
+
 /// The namespace that the process was started in.
 static HOME: OnceLock<OwnedFd> = OnceLock::new();
 
@@ -34,6 +36,7 @@ pub fn remember_home() -> io::Result<()> {
 pub struct Netns {
     descriptor: Arc<OwnedFd>,
     mark: Arc<AtomicU32>,
+    ports: Arc<SourcePorts>,
 }
 
 impl Netns {
@@ -42,6 +45,7 @@ impl Netns {
         Self {
             descriptor: Arc::new(descriptor),
             mark: Arc::new(AtomicU32::new(MARK_PROXY)),
+            ports: Arc::new(SourcePorts::new()),
         }
     }
 
@@ -59,6 +63,11 @@ impl Netns {
     /// The mark of the proxy's sockets in it.
     pub fn mark(&self) -> u32 {
         self.mark.load(Ordering::Relaxed)
+    }
+
+    /// Where the proxy's connections in clients' names come from.
+    pub(crate) fn ports(&self) -> &SourcePorts {
+        &self.ports
     }
 
     /// Runs `make` inside the namespace, on this thread.

@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::{io::ConnectError, netns::Netns};
+use crate::{io::ConnectError, netns::Netns, ports::TRIES};
 
 /// Unanswered questions until the connection counts as dead: with the defaults, 60 s + 4 · 15 s = 2
 /// minutes after the last byte.
@@ -49,18 +49,56 @@ pub async fn connect(
     limit: Duration,
     liveness: Liveness,
 ) -> Result<TcpStream, ConnectError> {
-    let socket = netns
-        .run(|| prepare(netns.mark(), source, to, liveness))
-        .map_err(|error| ConnectError::from_io(to, &error))?;
-    // The socket stays in its namespace; connecting may happen outside of it.
-    match tokio::time::timeout(limit, socket.connect(to)).await {
+    let connected = async {
+        // Only who dials in another's name must choose the port.
+        let first = match source {
+            Source::Transparent(_) => 0,
+            Source::Local(_) | Source::Any => TRIES,
+        };
+        for number in first..TRIES {
+            let port = netns.ports().of_try(number);
+            match attempt(netns, source, port, to, liveness).await {
+                Err(error) if is_taken(&error) => {}
+                done => return done,
+            }
+        }
+        attempt(netns, source, 0, to, liveness).await
+    };
+    match tokio::time::timeout(limit, connected).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(ConnectError::from_io(to, &error)),
         Err(_) => Err(ConnectError::TimedOut(to)),
     }
 }
 
-fn prepare(mark: u32, source: Source, to: SocketAddr, liveness: Liveness) -> io::Result<TcpSocket> {
+/// From one port, or from any (0).
+async fn attempt(
+    netns: &Netns,
+    source: Source,
+    port: u16,
+    to: SocketAddr,
+    liveness: Liveness,
+) -> io::Result<TcpStream> {
+    let socket = netns.run(|| prepare(netns.mark(), source, port, to, liveness))?;
+    // The socket stays in its namespace; connecting may happen outside of it.
+    socket.connect(to).await
+}
+
+/// The port listens, or has a connection between the same addresses and ports, or had one lately.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
+}
+
+fn prepare(
+    mark: u32,
+    source: Source,
+    port: u16,
+    to: SocketAddr,
+    liveness: Liveness,
+) -> io::Result<TcpSocket> {
     let socket = Socket::new(
         Domain::for_address(to),
         Type::STREAM.nonblocking(),
@@ -81,10 +119,15 @@ fn prepare(mark: u32, source: Source, to: SocketAddr, liveness: Liveness) -> io:
         }
     };
     if let Some(ip) = from.filter(|ip| ip.is_ipv4() == to.is_ipv4()) {
-        // Port 0: the client's own port would collide with the redirected flow. The kernel picks
-        // one at connect time, per destination, so the ephemeral range is not used up by binds.
-        setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(ip, 0).into())?;
+        if port == 0 {
+            // The kernel picks one at connect time, per destination, so the ephemeral range is not
+            // used up by binds.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        } else {
+            // Of connections to other destinations, too; and who wants to listen on it still can.
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&SocketAddr::new(ip, port).into())?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
 }

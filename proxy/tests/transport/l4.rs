@@ -13,7 +13,7 @@ use tokio::{
 };
 use weft_proxy::settings::Settings;
 
-use crate::mesh::{Mesh, captured, outside, reset, seen, until};
+use crate::mesh::{Mesh, captured, echo, outside, reset, seen, until};
 
 const PORT: u16 = 8080;
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
@@ -92,6 +92,35 @@ async fn plaintext_from_outside_reaches_a_permissive_pod_from_the_clients_own_ad
     let (mut client, mut server, peer) = pair(&mesh, 0, to).await;
     exchange(&mut client, &mut server).await;
     assert_eq!(peer, mesh.host(0).v4);
+}
+
+/// The proxy dials in the client's name, from ports of its own choice. Were they the client's, a new
+/// connection of the client would meet the proxy's, and get no answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_and_who_dials_in_its_name_never_share_a_port() {
+    let mesh = Mesh::new([outside("client"), captured("server")]).await;
+    // So few that each would be taken twice.
+    for host in [0, 1] {
+        mesh.host(host).client_ports(40_000..=40_015);
+    }
+    let _application = echo(mesh.host(1).listen(PORT));
+    let servers = [mesh.host(1).v4.into(), mesh.host(1).v6.into()];
+    for to in servers.map(|ip: IpAddr| SocketAddr::new(ip, PORT)) {
+        let mut open = Vec::new();
+        for count in 0..16 {
+            let dialled = timeout(Duration::from_secs(5), async {
+                let mut client = mesh.host(0).dial(to).await?;
+                client.write_all(b"ping").await?;
+                let mut answer = [0; 4];
+                client.read_exact(&mut answer).await?;
+                std::io::Result::Ok(client)
+            });
+            let client = dialled.await.unwrap_or_else(|_| {
+                panic!("connection {count} to {to} gets no answer");
+            });
+            open.push(client.expect("an answer"));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

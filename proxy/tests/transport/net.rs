@@ -191,6 +191,17 @@ impl Host {
         self.space.netns.run(make)?.connect(to).await
     }
 
+    /// The ports that its connections get.
+    pub(crate) fn client_ports(&self, ports: std::ops::RangeInclusive<u16>) {
+        let make = || {
+            std::fs::write(
+                "/proc/sys/net/ipv4/ip_local_port_range",
+                format!("{} {}", ports.start(), ports.end()),
+            )
+        };
+        self.space.netns.run(make).expect("the ports are set");
+    }
+
     /// Takes an address that may be somebody else's.
     pub(crate) fn claim(&self, ip: IpAddr) {
         self.space.ip(&format!("addr add {ip}/32 dev eth0"));
