@@ -13,6 +13,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"weft.dev/tests/cluster/cluster"
 )
@@ -20,12 +21,12 @@ import (
 // installed brings the cluster up with weft, installed by its chart.
 func installed(t *testing.T) fixture {
 	t.Helper()
-	f := patient(t)
+	f := up(t)
 	if err := f.InstallWeft(t.Context(), options.Release); err != nil { // which may build
 		f.parts(t)
 		t.Fatal(err)
 	}
-	return f
+	return patient(t)
 }
 
 // patient is the cluster for a test of many steps.
@@ -144,7 +145,7 @@ func TestInstallEnableCanaryStrictDisableUninstall(t *testing.T) {
 	step(t, "another controller's entry in a route's status stays", s.foreignStatus)
 	step(t, "an HTTPRoute that can't be read leaves others as they are", s.malformed)
 	step(t, "without a controller traffic, new connections and new pods go on", s.withoutController)
-	step(t, "the proxies are replaced without a lost request", s.rolled)
+	step(t, "an upgrade and its rollback replace every part without a lost request", s.upgraded)
 	step(t, "an agent and a containerd that are restarted are not noticed", s.restartedParts)
 	step(t, "a proxy gets certificates for the pods of its own node alone", s.foreignCertificate)
 	step(t, "in strict mode plaintext is refused, and all probes still pass", func(t *testing.T) {
@@ -313,11 +314,46 @@ func (s shop) withoutController(t *testing.T) {
 	s.programmed(t, httpRoute, s.namespace, "web")
 }
 
-// rolled replaces the proxies of all nodes under load.
-func (s shop) rolled(t *testing.T) {
+// upgraded has Helm replace controllers, agents and proxies on all nodes, and thinks better of it.
+func (s shop) upgraded(t *testing.T) {
 	under := s.load(t, "node1")
-	s.restart(t, "weft-proxy")
+	for _, args := range [][]string{
+		{"upgrade", cluster.Release, s.Chart(), "--reuse-values", "--set", "log.level=debug"},
+		{"rollback", cluster.Release},
+	} {
+		args = append(args, "--namespace", cluster.Namespace, "--wait", "--timeout", "3m")
+		before := s.partsByUID(t)
+		if _, err := s.Helm(s.ctx, args...); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"weft-cni", "weft-proxy"} {
+			if err := s.WaitRollout(s.ctx, "DaemonSet", cluster.Namespace, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for uid := range s.partsByUID(t) {
+			if name, stayed := before[uid]; stayed {
+				t.Errorf("helm %s left %s as it was", args[0], name)
+			}
+		}
+	}
 	under.stop(t)
+}
+
+// partsByUID names weft's own pods by UID, but for those that are about to end.
+func (f fixture) partsByUID(t *testing.T) map[types.UID]string {
+	t.Helper()
+	pods, err := f.CoreV1().Pods(cluster.Namespace).List(f.ctx, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[types.UID]string{}
+	for _, pod := range pods.Items {
+		if pod.DeletionTimestamp == nil {
+			named[pod.UID] = pod.Name
+		}
+	}
+	return named
 }
 
 // restart replaces the pods of a DaemonSet of weft's.

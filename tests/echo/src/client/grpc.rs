@@ -82,6 +82,14 @@ impl Session {
                     ..Reply::default()
                 }
             }
+            // Made on this side, of what broke the call: nobody answered.
+            Err(status) if causes(&status).next().is_some() => {
+                return Err(std::iter::once(status.to_string())
+                    .chain(causes(&status).map(ToString::to_string))
+                    .collect::<Vec<_>>()
+                    .join(": ")
+                    .into());
+            }
             Err(status) => Reply {
                 status: name(status.code()),
                 failed: true,
@@ -98,10 +106,14 @@ impl Session {
 
 /// Whether a call met a connection that was just being closed, and never left.
 fn is_unsent(status: &Status) -> bool {
-    let first: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
-    std::iter::successors(first, |cause| cause.source())
+    causes(status)
         .filter_map(|cause| cause.downcast_ref::<hyper::Error>())
         .any(hyper::Error::is_canceled)
+}
+
+/// What the library has met; none in a status that the server sent.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(status), |cause| cause.source())
 }
 
 fn name(code: Code) -> String {
