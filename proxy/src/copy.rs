@@ -2,8 +2,10 @@
 //! [`Duplex`]es; out flow byte counts and, if it did not end in order, which side broke and how.
 //!
 //! - An end of one direction (FIN, END_STREAM) is passed on; the other direction goes on.
-//! - When the pod's time to drain is over both sides get their end (FIN, END_STREAM) after what is
-//!   held, and what they still say is read and dropped until they end too, for a bounded time.
+//! - When the pod's time to drain is over, what is under way may come to a pause, for a bounded
+//!   time: most protocols ask and answer, and an answer that is cut is a request lost. Then both
+//!   sides get their end (FIN, END_STREAM) after what is held, and what they still say is read and
+//!   dropped until they end too, for a bounded time.
 //! - A reset of one side resets the other: nobody takes a truncated stream for a whole one. That
 //!   holds too when the copying future is dropped half way.
 //! - At most one chunk a direction is held: what can't be written is not read. What is read from a
@@ -14,6 +16,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -28,7 +31,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::{
     budget::Budget,
-    drain::{Drain, LINGER},
+    drain::{Drain, LINGER, PAUSE},
     socket,
 };
 
@@ -40,6 +43,8 @@ const FIRST_READ: usize = 8 * 1024;
 const LARGEST_READ: usize = 128 * 1024;
 /// Reads when the pod's budget is used up: what is open goes on, if slowly.
 const SMALLEST_READ: usize = 4 * 1024;
+/// Longer than the parts of one answer are apart.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// One side of a copy.
 pub trait Duplex {
@@ -103,87 +108,122 @@ impl CopyError {
 /// Copies until both directions have ended or one side broke, or `drain` orders to close; whoever
 /// orders it wakes this ([`Drain::wake`]).
 pub async fn copy<C: Duplex, S: Duplex>(client: C, server: S, drain: &Drain) -> Copied {
-    let mut sides = Sides { client, server };
-    let mut up = Direction::default();
-    let mut down = Direction::default();
-    let result = poll_fn(|cx| {
+    let mut copying = Copying {
+        client,
+        server,
+        up: Direction::default(),
+        down: Direction::default(),
+        asked: false,
+    };
+    let mut result = poll_fn(|cx| {
         if drain.is_closing() {
-            return Poll::Ready(Err(CopyError::Closed));
+            Poll::Ready(Err(CopyError::Closed))
+        } else {
+            copying.poll(cx)
         }
-        let sides = &mut sides;
-        let up_done = up.poll(
+    })
+    .await;
+    if matches!(result, Err(CopyError::Closed)) {
+        result = copying.pause().await;
+    }
+    if matches!(result, Err(CopyError::Closed)) {
+        copying.close().await;
+    }
+    match &result {
+        Ok(()) | Err(CopyError::Closed) => {
+            copying.client.set_done();
+            copying.server.set_done();
+        }
+        Err(_) => {
+            copying.client.abort();
+            copying.server.abort();
+        }
+    }
+    Copied {
+        sent: copying.up.bytes,
+        received: copying.down.bytes,
+        error: result.err(),
+    }
+}
+
+/// Both sides, and what is between them.
+struct Copying<C: Duplex, S: Duplex> {
+    client: C,
+    server: S,
+    up: Direction,
+    down: Direction,
+    /// The client spoke last: it may be waiting for an answer.
+    asked: bool,
+}
+
+impl<C: Duplex, S: Duplex> Copying<C, S> {
+    /// Ready when both directions have ended or one side broke.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CopyError>> {
+        let (sent, received) = (self.up.bytes, self.down.bytes);
+        let up_done = self.up.poll(
             cx,
-            &mut sides.client,
+            &mut self.client,
             CopyError::Client,
-            &mut sides.server,
+            &mut self.server,
             CopyError::Server,
         )?;
-        let down_done = down.poll(
+        let down_done = self.down.poll(
             cx,
-            &mut sides.server,
+            &mut self.server,
             CopyError::Server,
-            &mut sides.client,
+            &mut self.client,
             CopyError::Client,
         )?;
+        if self.up.bytes > sent {
+            self.asked = true;
+        } else if self.down.bytes > received {
+            self.asked = false;
+        }
         match (up_done, down_done) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            (Poll::Ready(()), Poll::Pending) => sides
+            (Poll::Ready(()), Poll::Pending) => self
                 .client
                 .poll_broken(cx)
                 .map(|error| Err(CopyError::Client(error))),
-            (Poll::Pending, Poll::Ready(())) => sides
+            (Poll::Pending, Poll::Ready(())) => self
                 .server
                 .poll_broken(cx)
                 .map(|error| Err(CopyError::Server(error))),
             (Poll::Pending, Poll::Pending) => Poll::Pending,
         }
-    })
-    .await;
-    if let Err(CopyError::Closed) = result {
-        close(&mut sides, &mut up, &mut down).await;
     }
-    match &result {
-        Ok(()) | Err(CopyError::Closed) => {
-            sides.client.set_done();
-            sides.server.set_done();
+
+    /// Goes on until nothing was said for a moment and the server spoke last, or the time for that
+    /// is over.
+    async fn pause(&mut self) -> Result<(), CopyError> {
+        let over = tokio::time::Instant::now() + PAUSE;
+        loop {
+            let before = (self.up.bytes, self.down.bytes);
+            let moment = (tokio::time::Instant::now() + QUIET).min(over);
+            let ended = tokio::time::timeout_at(moment, poll_fn(|cx| self.poll(cx))).await;
+            if let Ok(ended) = ended {
+                return ended;
+            }
+            let quiet = before == (self.up.bytes, self.down.bytes);
+            if (quiet && !self.asked) || moment == over {
+                return Err(CopyError::Closed);
+            }
         }
-        Err(_) => sides.abort(),
     }
-    Copied {
-        sent: up.bytes,
-        received: down.bytes,
-        error: result.err(),
-    }
-}
 
-/// Ends both sides, and waits a while for their own ends.
-async fn close<C: Duplex, S: Duplex>(
-    sides: &mut Sides<C, S>,
-    up: &mut Direction,
-    down: &mut Direction,
-) {
-    let ended = poll_fn(|cx| {
-        let up = up.poll_end(cx, &mut sides.client, &mut sides.server);
-        let down = down.poll_end(cx, &mut sides.server, &mut sides.client);
-        if up.is_ready() && down.is_ready() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    });
-    // A side that does not end has been told.
-    let _ = tokio::time::timeout(LINGER, ended).await;
-}
-
-struct Sides<C: Duplex, S: Duplex> {
-    client: C,
-    server: S,
-}
-
-impl<C: Duplex, S: Duplex> Sides<C, S> {
-    fn abort(&mut self) {
-        self.client.abort();
-        self.server.abort();
+    /// Ends both sides, and waits a while for their own ends.
+    async fn close(&mut self) {
+        let ended = poll_fn(|cx| {
+            let up = self.up.poll_end(cx, &mut self.client, &mut self.server);
+            let down = self.down.poll_end(cx, &mut self.server, &mut self.client);
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        // A side that does not end has been told.
+        let _ = tokio::time::timeout(LINGER, ended).await;
     }
 }
 

@@ -2,9 +2,9 @@
 //! is open goes on, nothing is kept for more) and, when the time for that is over, close. Out they
 //! flow to whoever carries a connection.
 //!
-//! Closing is in order: byte streams get a FIN both ways, requests without an answer get one, a
-//! body that is not complete breaks off so that nobody takes it for whole. What has not ended
-//! [`LINGER`] later, because its peers do not, is dropped.
+//! Closing is in order: byte streams get a FIN both ways at their next pause, requests without an
+//! answer get one, a body that is not complete breaks off so that nobody takes it for whole. What
+//! has not ended [`PAUSE`] and [`LINGER`] later, because its peers do not, is dropped.
 //!
 //! Whether closing has begun is a flag, read at each poll of a connection, for a future that waits
 //! for it would cost a lock at each. What is asleep then is woken by [`Drain::wake`], once for a
@@ -22,6 +22,9 @@ use std::{
 
 use pin_project_lite::pin_project;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// How long a byte stream in which something is under way may go on when closing is ordered.
+pub const PAUSE: Duration = Duration::from_millis(500);
 
 /// How long peers may take to answer an end with their own. Applications close at once when they are
 /// told; waiting for them keeps late bytes of theirs from being answered with a reset.

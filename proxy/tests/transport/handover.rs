@@ -456,6 +456,32 @@ async fn what_does_not_end_within_the_drain_time_gets_an_end_in_order_both_ways(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_on_its_way_when_the_drain_time_is_over_arrives_before_the_end() {
+    let mesh = Mesh::new([captured("client"), unserved("server")]).await;
+    let mut agent = Agent::new(&mesh).await;
+    assert_eq!(agent.add(&mesh, 1).await, "");
+    let listener = mesh.host(1).listen(PORT);
+    let to = mesh.host(1).at(PORT);
+    let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
+    let (mut client, mut server) = (client.expect("a connection"), accepted.expect("one").0);
+    let drain = DrainPod {
+        sandbox: "sandbox-server".to_owned(),
+        timeout_ms: 100,
+    };
+    client.write_all(b"question").await.expect("it is sent");
+    let mut question = [0; 8];
+    server.read_exact(&mut question).await.expect("it arrives");
+    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    // The application thinks for longer than the drain lasts.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.write_all(b"answer").await.expect("it is sent");
+    let mut all = Vec::new();
+    let read = timeout(LONG, client.read_to_end(&mut all)).await;
+    read.expect("in time").expect("an end, no reset");
+    assert_eq!(all, b"answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_answer_an_end_does_not_hold_up_the_drain() {
     let mesh = Mesh::new([outside("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;

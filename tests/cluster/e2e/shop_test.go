@@ -87,6 +87,15 @@ metadata: {name: v2, namespace: NS}
 spec:
   selector: {app: web, version: v2}
   ports: [{name: http, port: 80, targetPort: 8080}, {name: grpc, port: 9090, appProtocol: kubernetes.io/h2c}]
+---
+# A route says that it is gRPC: of a byte stream nobody knows where a call ends, so it ends with the drain time.
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: web, namespace: NS}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web, port: 9090}]
+  rules:
+  - backendRefs: [{name: web, port: 9090}]
 `
 
 const clientManifest = `
