@@ -151,6 +151,20 @@ impl Objects {
         self.namespaces.get(name)
     }
 
+    /// The pods of a node that are reported as captured: namespace, name, and the sandbox that the
+    /// report names.
+    pub fn reports<'a>(
+        &'a self,
+        node: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> + 'a {
+        self.pods
+            .iter()
+            .filter_map(move |((namespace, name), facts)| {
+                let named = facts.captured.as_deref().filter(|_| facts.node == node)?;
+                Some((namespace.as_str(), name.as_str(), named))
+            })
+    }
+
     /// A pod; one of the same name and another UID is another pod.
     pub fn pod(&self, namespace: &str, name: &str, uid: &str) -> Option<&PodFacts> {
         let facts = self.pods.get(&(namespace.to_owned(), name.to_owned()))?;

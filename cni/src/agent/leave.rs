@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     Context,
     machine::Phase,
+    report,
     worker::{Handle, View},
 };
 use crate::{marks, protocol, rules, sandbox::Store};
@@ -60,6 +61,7 @@ async fn everything_is_out(context: &Context, node_rules: bool) {
         // One that ended is forgotten in a moment.
         tokio::task::yield_now().await;
     }
+    report::withdraw_unknown(context).await;
     if node_rules {
         let removed = tokio::task::spawn_blocking(|| rules::apply_node(&rules::plan_node(&[])));
         if let Ok(Err(error)) = removed.await {

@@ -1,7 +1,7 @@
 //! The report that a sandbox is captured, and its taking back: the annotation on the pod, and the
 //! controller's word that every proxy knows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use tracing::{info, warn};
 use weft_api::names::ANNOTATION_CAPTURED;
@@ -44,6 +44,38 @@ pub(super) async fn withdraw(context: &Context, sandbox: &Sandbox) -> Result<(),
             return Ok(());
         }
         tokio::time::sleep(WITHDRAW_AGAIN).await;
+    }
+}
+
+/// Removes the annotations of pods that the agent does not know: their sandboxes went with the node's
+/// power, and new ones came when the plugin was no longer there to tell. For when the node is left.
+pub(super) async fn withdraw_unknown(context: &Context) {
+    let mut version = context.objects_version.subscribe();
+    let told = version.wait_for(|_| context.synced.load(Ordering::Acquire));
+    // Else what is known by then counts.
+    let _ = tokio::time::timeout(WITHDRAW_PATIENCE, told).await;
+    let unknown: Vec<_> = {
+        let (objects, workers) = (context.objects.lock(), context.workers.lock());
+        objects
+            .reports(&context.node)
+            .filter(|(_, _, sandbox)| !workers.contains_key(*sandbox))
+            .map(|(namespace, pod, _)| pod_key(namespace, pod))
+            .collect()
+    };
+    let begin = tokio::time::Instant::now();
+    for key in unknown {
+        info!(pod = %key, "its report names a sandbox that there is not; taking it back");
+        loop {
+            let removed = BTreeMap::from([(ANNOTATION_CAPTURED.to_owned(), None)]);
+            match context.writer.annotate(&key, removed).await {
+                Ok(()) | Err(SourceError::NotFound(_)) => break,
+                Err(error) if begin.elapsed() > WITHDRAW_PATIENCE => {
+                    warn!(pod = %key, %error, "the annotation stays");
+                    break;
+                }
+                Err(_) => tokio::time::sleep(WITHDRAW_AGAIN).await,
+            }
+        }
     }
 }
 

@@ -58,6 +58,21 @@ async fn an_uninstall_takes_every_pod_out_in_order_and_can_be_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_report_stays_of_a_sandbox_that_went_with_the_nodes_power_and_came_again_without_the_plugin()
+ {
+    let node = Node::new();
+    node.namespace("shop", enabled());
+    node.pod("web", json!({}));
+    node.says_captured("web", "sandbox-from-before").await;
+    let agent = node.start().await;
+    node.leave.send_replace(true);
+    let mut left = node.left.subscribe();
+    left.wait_for(|left| *left).await.unwrap();
+    assert_eq!(node.captured("web").await, None);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_agent_that_died_has_left_is_stripped_without_it() {
     let (node, pair) = (Node::new(), Pair::new());
     node.namespace("shop", enabled());
