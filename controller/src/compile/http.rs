@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use weft_api::config::{
-    FixedResponse, HttpFilter, HttpMatch, PathMatch, ValueMatch, path_match, value_match,
+    FixedResponse, HttpFilter, HttpMatch, PathMatch, Retry, ValueMatch, path_match, value_match,
 };
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
     objects::read,
     patterns,
     precedence::{PathRank, Specificity},
+    retry::read_retry,
     routes::RouteKind,
     status::{Effect, RuleProblem, RuleReason},
 };
@@ -55,6 +56,7 @@ pub(super) struct Forward {
     pub(super) backends: Vec<BackendRef>,
     pub(super) request_timeout_ms: u64,
     pub(super) backend_request_timeout_ms: u64,
+    pub(super) retry: Option<Retry>,
 }
 
 #[derive(Deserialize)]
@@ -167,8 +169,8 @@ fn read_rule(
             "matches" | "filters" | "backendRefs" => {}
             "name" if fields[field].is_string() => {}
             "name" => problems.push(RuleProblem::setting(Some(index), field, "is no string")),
-            "timeouts" if kind == RouteKind::Http => {}
-            "retry" | "sessionPersistence" => {
+            "timeouts" | "retry" if kind == RouteKind::Http => {}
+            "sessionPersistence" => {
                 problems.push(RuleProblem::setting(
                     Some(index),
                     field,
@@ -340,11 +342,18 @@ fn read_forward(
         _ => RawTimeouts::default(),
     };
     let (request_timeout_ms, backend_request_timeout_ms) = read_timeouts(timeouts)?;
+    let retry = match fields.get("retry") {
+        Some(value) if kind == RouteKind::Http => {
+            read_retry(value).map_err(|error| format!("retry: {error}"))?
+        }
+        _ => None,
+    };
     Ok(Forward {
         filters,
         backends,
         request_timeout_ms,
         backend_request_timeout_ms,
+        retry,
     })
 }
 

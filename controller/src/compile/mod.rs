@@ -43,6 +43,7 @@ mod parents;
 mod patterns;
 mod precedence;
 mod resolve;
+mod retry;
 mod routes;
 mod routing;
 mod services;

@@ -75,6 +75,7 @@ fn http_rule(
             compiled.backends = backends(&forward.backends, rule.index);
             compiled.request_timeout_ms = forward.request_timeout_ms;
             compiled.backend_request_timeout_ms = forward.backend_request_timeout_ms;
+            compiled.retry.clone_from(&forward.retry);
         }
     }
     compiled

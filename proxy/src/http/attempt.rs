@@ -1,11 +1,11 @@
 //! Sending a request: endpoints are tried in turn until one takes it, and the first answer counts.
 //!
-//! What may be sent again: a request of which nothing was sent, whatever it is; and one without a
+//! What may be sent again without a word of its route ([`super::retry`]): a request of which nothing was sent, whatever it is; and one without a
 //! body whose method is idempotent when a connection that had carried others before broke without
 //! a byte of a response (RFC 9112, 9.3.1), or the backend said that it did not process it
 //! (REFUSED_STREAM, GOAWAY). Nothing else.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use http::{Request, StatusCode, request};
 use hyper::upgrade::OnUpgrade;
@@ -18,6 +18,7 @@ use super::{
     exchange::Exchange,
     plan::Plan,
     reply::Failure,
+    retry::Again,
     session::Session,
     upstream::{Http1Lease, Http2Lease, Lease, Pump, exchange as exchange_http2},
 };
@@ -53,20 +54,28 @@ enum Tried {
 }
 
 impl Session {
-    /// Sends a request to one endpoint after the other until one takes it.
+    /// Sends a request to one endpoint after the other until one takes it; to one of `avoid` only if
+    /// there is no other.
     pub(super) async fn send(
         &self,
         plan: &Plan<'_>,
         mut outgoing: Outgoing,
         exchange: &mut Exchange,
+        avoid: &[SocketAddr],
     ) -> Result<Box<Answer>, Failure> {
         let limits = &self.pod.limits;
         let family = Family::of(self.original_dst().ip());
-        let mut tried = Vec::new();
+        let mut avoided = !avoid.is_empty();
+        let mut tried = avoid.to_vec();
         let mut last = None;
         let mut fresh = false;
         for _ in 0..limits.attempts {
-            let picked = self.state().pick(plan.service, plan.port, family, &tried);
+            let mut picked = self.state().pick(plan.service, plan.port, family, &tried);
+            if avoided && matches!(picked, Err(NoEndpoint::AllExcluded(..))) {
+                avoided = false;
+                tried.retain(|address| !avoid.contains(address));
+                picked = self.state().pick(plan.service, plan.port, family, &tried);
+            }
             let picked = match picked {
                 Ok(picked) => picked,
                 Err(NoEndpoint::AllExcluded(..)) if last.is_some() => break,
@@ -86,7 +95,8 @@ impl Session {
                         exchange.unreachable();
                     }
                     let status = StatusCode::SERVICE_UNAVAILABLE;
-                    last = Some(Failure::new(status, error.label(), error.to_string()));
+                    let failure = Failure::new(status, error.label(), error.to_string());
+                    last = Some(failure.again(Again::Always));
                     if !again {
                         break;
                     }
@@ -116,10 +126,13 @@ impl Session {
                     fresh = true;
                     let status = StatusCode::SERVICE_UNAVAILABLE;
                     let message = "the backend closed its connections before taking the request";
-                    last = Some(Failure::new(status, "backend_closed", message));
+                    let failure = Failure::new(status, "backend_closed", message);
+                    last = Some(failure.again(Again::Always));
                 }
                 Some(Tried::Failed(failure)) => return Err(failure),
-                None => return Err(timeout("backend_timeout")),
+                None => {
+                    return Err(timeout("backend_timeout").again(Again::IfIdempotent));
+                }
             }
         }
         Err(last.unwrap_or_else(|| {
@@ -136,7 +149,7 @@ pub(super) fn timeout(label: &'static str) -> Failure {
 
 fn broken(error: impl std::fmt::Display) -> Failure {
     let message = format!("the backend's connection broke: {error}");
-    Failure::new(StatusCode::BAD_GATEWAY, "backend_broke", message)
+    Failure::new(StatusCode::BAD_GATEWAY, "backend_broke", message).again(Again::IfIdempotent)
 }
 
 async fn try_http1(
@@ -239,6 +252,7 @@ async fn try_http2(lease: Http2Lease, outgoing: Outgoing) -> Tried {
                         expects_continue: false,
                     }))
                 }
+                _ if unprocessed => Tried::Failed(broken(error).again(Again::Always)),
                 _ => Tried::Failed(broken(error)),
             }
         }

@@ -17,7 +17,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::{sync::oneshot, time::Sleep};
 
-use super::exchange::{Exchange, Outcome};
+use super::{
+    exchange::{Exchange, Outcome},
+    replay::{Copy, Replay},
+};
 use crate::budget::Budget;
 
 /// Why a body broke off.
@@ -37,10 +40,25 @@ const CLOSED: &str = "weft: the proxy of the client's node ends";
 #[derive(Debug)]
 pub struct RequestBody {
     /// None: there is no body.
-    incoming: Option<Incoming>,
+    source: Option<Sent>,
     counter: Option<Arc<AtomicU64>>,
     budget: Option<Budget>,
     gate: Option<Box<Gate>>,
+}
+
+/// How often a request's body may be sent.
+#[derive(Debug)]
+enum Sent {
+    Once(Incoming),
+    Again(Copy<Incoming>),
+}
+
+/// The body of further tries of a request.
+#[derive(Debug)]
+pub(super) struct Copies {
+    /// None: there is no body.
+    replay: Option<Replay<Incoming>>,
+    counter: Option<Arc<AtomicU64>>,
 }
 
 /// Holds a body back until the backend has answered `100 Continue`, or patience is over.
@@ -63,7 +81,7 @@ impl RequestBody {
     /// Counts the body's bytes with `counter`, and those that wait against `budget`.
     pub fn new(incoming: Incoming, counter: Option<Arc<AtomicU64>>, budget: &Budget) -> Self {
         Self {
-            incoming: Some(incoming),
+            source: Some(Sent::Once(incoming)),
             counter,
             budget: Some(budget.clone()),
             gate: None,
@@ -73,16 +91,33 @@ impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
         Self {
-            incoming: None,
+            source: None,
             counter: None,
             budget: None,
             gate: None,
         }
     }
 
+    /// The same body, and where more of its like come from: what was sent is kept, up to `room`
+    /// bytes. Only before anything was sent.
+    pub(super) fn into_replay(self, room: usize) -> (Self, Copies) {
+        let (source, replay) = match (self.source, &self.budget) {
+            (Some(Sent::Once(incoming)), Some(budget)) => {
+                let replay = Replay::new(incoming, budget, room);
+                (replay.copy().map(Sent::Again), Some(replay))
+            }
+            (source, _) => (source, None),
+        };
+        let copies = Copies {
+            replay,
+            counter: self.counter.clone(),
+        };
+        (Self { source, ..self }, copies)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.incoming.is_none()
+        self.source.is_none()
     }
 
     /// The body is held back until `opened` resolves or `patience` is over; if `opened` is dropped
@@ -99,6 +134,28 @@ impl RequestBody {
             over,
             patience: Box::pin(patience),
         }));
+    }
+}
+
+impl Copies {
+    /// The body once more; none if too much of it was sent to be kept.
+    pub(super) fn copy(&self) -> Option<RequestBody> {
+        let Some(replay) = &self.replay else {
+            return Some(RequestBody::empty());
+        };
+        Some(RequestBody {
+            source: Some(Sent::Again(replay.copy()?)),
+            counter: self.counter.clone(),
+            budget: None,
+            gate: None,
+        })
+    }
+
+    /// There will be no other copy.
+    pub(super) fn release(self) {
+        if let Some(replay) = self.replay {
+            replay.release();
+        }
     }
 }
 
@@ -130,30 +187,46 @@ impl Body for RequestBody {
             }
             this.gate = None;
         }
-        let Some(incoming) = &mut this.incoming else {
-            return Poll::Ready(None);
+        let count = |frame: &Frame<Bytes>| {
+            if let (Some(counter), Some(data)) = (&this.counter, frame.data_ref()) {
+                counter.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
         };
-        let frame = ready!(Pin::new(incoming).poll_frame(cx));
-        if let (Some(counter), Some(Ok(frame))) = (&this.counter, &frame)
-            && let Some(data) = frame.data_ref()
-        {
-            counter.fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        let hold = |frame: Frame<Bytes>| match &this.budget {
-            Some(budget) => frame.map_data(|data| budget.hold(data)),
-            None => frame,
+        let frame = match &mut this.source {
+            None => None,
+            Some(Sent::Once(incoming)) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                let hold = |frame: Frame<Bytes>| match &this.budget {
+                    Some(budget) => frame.map_data(|data| budget.hold(data)),
+                    None => frame,
+                };
+                frame.map(|it| it.inspect(count).map(hold).map_err(Into::into))
+            }
+            Some(Sent::Again(copy)) => ready!(copy.poll_frame(cx)).map(|it| {
+                it.map(|(frame, is_new)| {
+                    if is_new {
+                        count(&frame);
+                    }
+                    frame
+                })
+            }),
         };
-        Poll::Ready(frame.map(|it| it.map(hold).map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            None => true,
+            Some(Sent::Once(incoming)) => incoming.is_end_stream(),
+            Some(Sent::Again(copy)) => copy.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.incoming {
-            Some(incoming) => incoming.size_hint(),
+        match &self.source {
             None => SizeHint::with_exact(0),
+            Some(Sent::Once(incoming)) => incoming.size_hint(),
+            Some(Sent::Again(copy)) => copy.size_hint(),
         }
     }
 }

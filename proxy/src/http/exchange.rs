@@ -156,6 +156,12 @@ impl Exchange {
         }
     }
 
+    /// It is tried again, for `reason`; where it was tried.
+    pub(super) fn retried(&mut self, reason: &'static str) -> Option<std::net::SocketAddr> {
+        self.session.telemetry().retried(reason);
+        self.endpoint.as_ref().map(|it| it.address)
+    }
+
     /// The backend's head arrived.
     pub(super) fn answered(&mut self, status: u16, lease: Lease) {
         self.status = status;

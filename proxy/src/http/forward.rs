@@ -76,7 +76,7 @@ impl Session {
             .and_then(|it| it.request_timeout)
             .map(|timeout| exchange.started() + timeout);
         let sent = {
-            let mut sent = pin!(self.send(&plan, outgoing, &mut exchange));
+            let mut sent = pin!(self.deliver(&plan, outgoing, &mut exchange));
             let sent = poll_fn(|cx| match self.drain.is_closing() {
                 true => Poll::Ready(Err(drained())),
                 false => sent.as_mut().poll(cx),

@@ -41,6 +41,9 @@ crate::settings::table::settings! {
         /// Endpoints tried for one request while nothing of it has been sent: the first and two others,
         /// so that a bad endpoint or a roll-out fails nobody, and a broken Service is not hammered.
         attempts("http-attempts", count): usize = 3;
+        /// Of a request's body, kept while its route may have it sent again: above what most calls of an
+        /// API send. What is longer is sent once.
+        replay("http-replay-bytes", bytes): usize = 64 * 1024;
         /// How long `Expect: 100-continue` waits for the backend's word before the body is sent
         /// anyway: backends that do not know it exist.
         expect("http-expect-timeout", time): Duration = Duration::from_secs(1);

@@ -4,7 +4,8 @@
 //!
 //! - [`table`], [`matching`], [`filter`], [`redirect`], [`path`], [`hop`], [`reply`]: pure;
 //! - `serve`, `session`: one connection and its requests; `forward`, `plan`, `attempt`, `exchange`:
-//!   one of them, what is done with it, how it is sent, and what is told of it;
+//!   one of them, what is done with it, how it is sent, and what is told of it; `retry`, `replay`:
+//!   how it is sent again;
 //! - `upstream`: connections to backends; `upgrade`: what is no longer HTTP.
 
 mod attempt;
@@ -20,7 +21,9 @@ pub mod matching;
 pub mod path;
 mod plan;
 pub mod redirect;
+mod replay;
 pub mod reply;
+pub mod retry;
 mod series;
 mod serve;
 mod session;

@@ -9,7 +9,7 @@ use http::{
     header::{CONTENT_TYPE, LOCATION},
 };
 
-use super::{body::Source, hop::Refusal};
+use super::{body::Source, hop::Refusal, retry::Again};
 
 /// The label of requests that are ambiguous or not for a mesh to serve; their message is bounded.
 pub const MALFORMED: &str = "malformed_request";
@@ -25,6 +25,8 @@ pub struct Failure {
     pub message: Cow<'static, str>,
     /// The client's HTTP/1 connection must not be used again.
     pub close: bool,
+    /// Whether the request may be sent again.
+    pub again: Again,
 }
 
 impl Failure {
@@ -39,7 +41,13 @@ impl Failure {
             label,
             message: message.into(),
             close: false,
+            again: Again::Never,
         }
+    }
+
+    /// Says whether the request may be sent again.
+    pub fn again(self, again: Again) -> Self {
+        Self { again, ..self }
     }
 
     /// The answer to a client. `grpc`: it speaks gRPC; `head`: it wants no body.

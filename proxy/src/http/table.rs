@@ -9,6 +9,7 @@ use weft_api::config::{self, AppProtocol};
 use super::{
     filter::Filters,
     matching::{Match, PathMatch, RequestHead},
+    retry::Retry,
 };
 use crate::{
     balance::Weighted,
@@ -47,6 +48,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// For one exchange with a backend.
     pub backend_request_timeout: Option<Duration>,
+    /// When it is tried again.
+    pub retry: Option<Retry>,
     /// The answer of a rule that can't be executed.
     pub fixed_response: Option<FixedResponse>,
     /// A GRPCRoute's rule.
@@ -185,6 +188,7 @@ impl Rule {
             backends,
             request_timeout: duration(from.request_timeout_ms),
             backend_request_timeout: duration(from.backend_request_timeout_ms),
+            retry: from.retry.as_ref().map(Retry::compile).transpose()?,
             fixed_response,
             grpc: from.grpc,
         })

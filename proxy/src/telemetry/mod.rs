@@ -62,6 +62,7 @@ pub struct Telemetry {
     requests: Arc<Bounded<Requests>>,
     connections: Arc<Bounded<Connections>>,
     errors: Family<Words<2>, Counter>,
+    retries: Family<Words<1>, Counter>,
     refused: ByPod,
     scrapes_refused: Family<Words<1>, Counter>,
     handshakes: Family<Words<3>, Counter>,
@@ -150,6 +151,10 @@ impl Telemetry {
                 "weft_errors",
                 "Connections and requests that failed or were refused, by cause",
             ),
+            retries: metrics.add(
+                "weft_http_retries",
+                "Requests that were sent again because their route asks for it, by cause",
+            ),
             refused,
             scrapes_refused: metrics.add(
                 "weft_scrapes_refused",
@@ -217,6 +222,13 @@ impl Telemetry {
     pub fn error(&self, direction: Direction, reason: &'static str) {
         self.errors
             .get_or_create_owned(&[("direction", direction.label()), ("reason", reason)])
+            .inc();
+    }
+
+    /// A request is sent again as its route asks. `reason`: `status`, or the word of the failure.
+    pub fn retried(&self, reason: &'static str) {
+        self.retries
+            .get_or_create_owned(&[("reason", reason)])
             .inc();
     }
 

@@ -43,6 +43,9 @@ struct Case {
     url: String,
     #[serde(default)]
     headers: Vec<(String, String)>,
+    /// Sent so often: it must hold each time.
+    #[serde(default = "once")]
+    times: usize,
     /// The URL's host POD stands for this pod's address and port.
     to_pod: Option<PodRef>,
     expect: Expect,
@@ -79,6 +82,10 @@ struct Expect {
 
 fn shop_client() -> String {
     "shop/client".into()
+}
+
+fn once() -> usize {
+    1
 }
 
 in_families!(every_http_case_holds_at_both_ends: ipv4, ipv6, dual);
@@ -124,7 +131,8 @@ fn run(lab: &Lab, file: &File) -> Vec<String> {
     }
     let mut by_client: BTreeMap<&str, Vec<&Case>> = BTreeMap::new();
     for case in &file.cases {
-        by_client.entry(&case.from).or_default().push(case);
+        let all = by_client.entry(&case.from).or_default();
+        all.extend(std::iter::repeat_n(case, case.times));
     }
     for (client, cases) in by_client {
         let requests: Vec<_> = cases.iter().map(|c| request(lab, c)).collect();

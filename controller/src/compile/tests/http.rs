@@ -232,6 +232,20 @@ fn timeouts_are_milliseconds_and_zero_disables() {
 }
 
 #[test]
+fn retries_come_out_with_the_standards_defaults() {
+    for (retry, expected) in [
+        ("{codes: [503, 500]}", " retry[500, 503]x1/25ms"),
+        ("{attempts: 3, backoff: 1s}", " retry[]x3/1000ms"),
+        ("{attempts: 0, codes: [500]}", ""),
+        ("null", ""),
+    ] {
+        let rule = format!("{{retry: {retry}, backendRefs: [{{name: v1, port: 80}}]}}");
+        let expected = format!("any -> shop/r[0]{expected} shop/v1:80 x1");
+        check(&rule, &[&expected]);
+    }
+}
+
+#[test]
 fn a_rule_that_cannot_be_executed_answers_500_and_touches_no_other() {
     let mirror =
         "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 80}}}]";
@@ -330,6 +344,10 @@ fn a_rule_that_cannot_be_executed_answers_500_and_touches_no_other() {
         (
             format!("timeouts: {{request: 1.5s}}, {backend}"),
             "timeouts: `1.5s` is no duration",
+        ),
+        (
+            format!("retry: {{codes: [500, 99]}}, {backend}"),
+            "retry: codes: 99 is no status of an error",
         ),
         (
             format!("timeouts: {{idle: 1s}}, {backend}"),
@@ -445,10 +463,6 @@ fn a_rule_whose_matches_cannot_be_told_is_left_out_alone() {
 #[test]
 fn settings_that_are_not_supported_are_said_and_the_rule_is_in_force_without_them() {
     for (setting, message) in [
-        (
-            "retry: {attempts: 2}",
-            "rules[0] (in force without it): retry is not supported yet",
-        ),
         (
             "sessionPersistence: {sessionName: a}",
             "rules[0] (in force without it): sessionPersistence is not supported yet",

@@ -154,12 +154,16 @@ fn http_line(table: &HttpTable, found: &HttpMatch) -> String {
         (0, 0) => String::new(),
         (request, backend) => format!(" {request}ms/{backend}ms"),
     };
+    let retry = rule.retry.as_ref().map_or_else(String::new, |retry| {
+        let (codes, attempts, backoff) = (&retry.codes, retry.attempts, retry.backoff_ms);
+        format!(" retry{codes:?}x{attempts}/{backoff}ms")
+    });
     let fixed = rule.fixed_response.as_ref();
     let fixed = fixed
         .map(|f| format!(" {} {}", f.status, f.reason))
         .unwrap_or_default();
     format!(
-        "{} -> {}{grpc}{timeouts}{}{fixed}{}",
+        "{} -> {}{grpc}{timeouts}{retry}{}{fixed}{}",
         conditions(found),
         reference(rule.route.as_ref()),
         filters(&rule.filters),

@@ -8,6 +8,7 @@ mod filters;
 mod harness;
 mod limits;
 mod matching;
+mod retries;
 mod smuggling;
 mod streams;
 mod timeouts;
