@@ -108,6 +108,11 @@ bench: setup ## Weft beside a pair of Envoys: ratios, as a table and JSON (a few
 	@cargo build --release --workspace --bins
 	@tests/bench/run.sh $(RELEASE_BIN)
 
+.PHONY: bench-flood
+bench-flood: setup ## What a flood from one pod does to the p99 of others on its node (ROUNDS=15)
+	@cargo build --release --workspace --bins
+	@WEFT_BIN_DIR=$(RELEASE_BIN) WEFT_FLOOD_ROUNDS=$(or $(ROUNDS),15) cargo test -p weft-lab-tests --test flood -- --nocapture
+
 .PHONY: soak
 soak: build ## Random events under checked load (TIME=1h SEED=… FAMILY=ipv4|ipv6|dual)
 	@WEFT_BIN_DIR=$(BIN) $(BIN)/weft-soak --time $(or $(TIME),1h) $(if $(SEED),--seed $(SEED)) $(if $(FAMILY),--family $(FAMILY))

@@ -12,7 +12,7 @@ use std::{
 use weft_lab_tests::{FloodReport, Lab, Probed};
 
 const TENANTS: &str = include_str!("../manifests/tenants.yaml");
-/// Windows of each sort, a kind of flood.
+/// Windows of each sort, a kind of flood; WEFT_FLOOD_ROUNDS asks for more (`make bench-flood`).
 const ROUNDS: u32 = 3;
 const WINDOW: Duration = Duration::from_millis(1_200);
 /// For what a flood leaves to be cleared away.
@@ -63,17 +63,50 @@ fn span(work: impl FnOnce()) -> Span {
     from..now()
 }
 
-fn p99(probed: &[Probed], window: &Span) -> f64 {
+fn rounds() -> u32 {
+    let asked = std::env::var("WEFT_FLOOD_ROUNDS").ok();
+    asked.map_or(ROUNDS, |rounds| rounds.parse().expect("a number of rounds"))
+}
+
+/// What one client measured.
+#[derive(Default)]
+struct Measured {
+    /// Of each window with a flood, against the quiet one before it.
+    ratios: Vec<f64>,
+    /// Microseconds of all requests in quiet windows, and in the others.
+    quiet: Vec<u64>,
+    flooded: Vec<u64>,
+}
+
+impl Measured {
+    fn of(probed: &[Probed], windows: &[(Span, Span)]) -> Self {
+        let mut measured = Self::default();
+        for (quiet, flooded) in windows {
+            let (mut quiet, mut flooded) = (within(probed, quiet), within(probed, flooded));
+            let ratio = p99(&mut flooded) / p99(&mut quiet);
+            measured.ratios.push(ratio);
+            measured.quiet.append(&mut quiet);
+            measured.flooded.append(&mut flooded);
+        }
+        measured
+    }
+}
+
+fn within(probed: &[Probed], window: &Span) -> Vec<u64> {
     let inside = probed.iter().filter(|one| window.contains(&one.at_micros));
-    let mut took: Vec<u64> = inside.map(|one| one.took_micros).collect();
+    let took: Vec<u64> = inside.map(|one| one.took_micros).collect();
     assert!(took.len() > 100, "{} requests in a window", took.len());
+    took
+}
+
+fn p99(took: &mut [u64]) -> f64 {
     took.sort_unstable();
     took[took.len() * 99 / 100] as f64
 }
 
-/// The ratios of all windows, for the node's client and for its server.
-fn measure(lab: &Lab, one: &Flood) -> Vec<f64> {
-    let total = ROUNDS * (2 * WINDOW + 2 * PAUSE) + Duration::from_secs(2);
+/// What the node's client and the one of its server measured.
+fn measure(lab: &Lab, one: &Flood) -> [Measured; 2] {
+    let total = rounds() * (2 * WINDOW + 2 * PAUSE) + Duration::from_secs(2);
     let (client, rate, seconds) = (client(), RATE.to_string(), total.as_secs_f64().to_string());
     let probe = |pod: &str, to: &str| {
         let command = ["probe", "--to", to, "--rate", &rate, "--seconds", &seconds];
@@ -86,29 +119,43 @@ fn measure(lab: &Lab, one: &Flood) -> Vec<f64> {
     thread::sleep(Duration::from_secs(1)); // the first connections
     let mut windows = Vec::new();
     let mut done = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let quiet = span(|| thread::sleep(WINDOW));
         let flooded = span(|| done += flood(lab, one).done);
         windows.push((quiet, flooded));
         thread::sleep(PAUSE);
     }
     assert!(done > 0, "{}: the flood reached nobody", one.kind);
-    let mut ratios = Vec::new();
-    for probe in probes {
+    probes.map(|probe| {
         let output = probe.wait_with_output().expect("the probe ends");
         let probed: Vec<Probed> =
             serde_json::from_slice(&output.stdout).expect("the client prints JSON");
         let failed = probed.iter().filter(|one| !one.ok).count();
         assert_eq!(failed, 0, "{}: requests of another pod failed", one.kind);
-        let of = |(quiet, flooded): &(Span, Span)| p99(&probed, flooded) / p99(&probed, quiet);
-        ratios.extend(windows.iter().map(of));
-    }
-    ratios
+        Measured::of(&probed, &windows)
+    })
 }
 
 fn median(ratios: &mut [f64]) -> f64 {
     ratios.sort_by(f64::total_cmp);
     ratios[(ratios.len() - 1) / 2]
+}
+
+/// Prints what was measured; the ratios of all windows.
+fn told(one: &Flood, measured: [Measured; 2]) -> Vec<f64> {
+    let mut ratios = Vec::new();
+    for (whose, mut of) in ["client", "server"].into_iter().zip(measured) {
+        let (quiet, flooded) = (p99(&mut of.quiet), p99(&mut of.flooded));
+        println!(
+            "{} beside the node's {whose}: p99 {:.2} ms quiet, {:.2} ms flooded, {:.2} times",
+            one.kind,
+            quiet / 1e3,
+            flooded / 1e3,
+            flooded / quiet
+        );
+        ratios.append(&mut of.ratios);
+    }
+    ratios
 }
 
 #[test]
@@ -132,11 +179,11 @@ fn a_flooding_pod_leaves_the_latency_of_others_as_it_is() {
     ];
     let mut worse = Vec::new();
     for one in &floods {
-        let mut ratios = measure(&lab, one);
+        let mut ratios = told(one, measure(&lab, one));
         let mut found = median(&mut ratios);
         if found > BOUND {
             // Something else may have had the machine. All windows count.
-            ratios.extend(measure(&lab, one));
+            ratios.extend(told(one, measure(&lab, one)));
             found = median(&mut ratios);
         }
         println!("{}: p99 by {found:.2} ({ratios:.2?})", one.kind);
