@@ -20,7 +20,7 @@ use std::{
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
-pub use parse::{ParseError, parse_documents};
+pub use parse::{ParseError, parse_documents, parse_with_origins};
 pub use writer::FolderWriter;
 
 use crate::{BoxFuture, Event, Object, ObjectKey, Source, SourceError};

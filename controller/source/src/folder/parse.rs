@@ -22,18 +22,18 @@ pub struct ParseError {
 /// Reads the objects of a text: YAML documents separated by `---`, or JSON; lists (`kind: List`)
 /// are expanded. Only `metadata.namespace` is filled in; [`defaults::apply`] does the rest.
 pub fn parse_documents(text: &str, origin: &str) -> Vec<Result<Object, ParseError>> {
-    parse(text, origin)
+    parse_with_origins(text, origin)
         .into_iter()
         .map(|(_, result)| result)
         .collect()
 }
 
 /// Like [`parse_documents`], each with the place it came from.
-pub(super) fn parse(text: &str, origin: &str) -> Vec<(String, Result<Object, ParseError>)> {
+pub fn parse_with_origins(text: &str, origin: &str) -> Vec<(String, Result<Object, ParseError>)> {
     let mut found = Vec::new();
     let documents: Vec<_> = documents(text)
         .into_iter()
-        .filter(|d| !is_empty(d))
+        .filter(|document| !is_empty(document))
         .collect();
     let single = documents.len() == 1;
     for (index, document) in documents.into_iter().enumerate() {
@@ -42,7 +42,14 @@ pub(super) fn parse(text: &str, origin: &str) -> Vec<(String, Result<Object, Par
         } else {
             format!("{origin} (document {})", index + 1)
         };
-        match values(document) {
+        // What the parser says of a document counts its lines: read again where it stands, it counts
+        // those of the text.
+        let values = values(document).or_else(|_| {
+            let before = document.as_ptr().addr() - text.as_ptr().addr();
+            let lines = text[..before].matches('\n').count();
+            self::values(&format!("{}{document}", "\n".repeat(lines)))
+        });
+        match values {
             Ok(values) => {
                 let single = values.len() == 1;
                 for (index, value) in values.into_iter().enumerate() {

@@ -159,7 +159,8 @@ data:
         "f.yaml (document 2) (item 2): Pod has no metadata.name; add it"
     );
     assert!(
-        errors[1].starts_with("f.yaml (document 3): is neither YAML nor JSON"),
+        errors[1].starts_with("f.yaml (document 3): is neither YAML nor JSON")
+            && errors[1].contains("at line 16 column 1"),
         "{}",
         errors[1]
     );

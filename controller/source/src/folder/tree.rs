@@ -15,7 +15,7 @@ use weft_api::names::CONTROLLER_NAME;
 
 use super::{
     layout::{self, Role},
-    parse::parse,
+    parse::parse_with_origins,
 };
 use crate::{Event, Object, ObjectKey, defaults};
 
@@ -155,7 +155,7 @@ impl Tree {
                 self.add_problem(&mut new, place.clone(), error);
             }
             Content::Text(text) => {
-                for (origin, result) in parse(&text, &place) {
+                for (origin, result) in parse_with_origins(&text, &place) {
                     match result {
                         Ok(object) if new.objects.contains_key(&object.key) => {
                             let error = format!(
