@@ -5,10 +5,12 @@
 
 mod cluster;
 mod lab;
+mod manifests;
+mod route;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// A sidecarless service mesh.
 #[derive(Parser, Debug)]
@@ -22,6 +24,8 @@ struct Args {
 enum Command {
     #[command(flatten)]
     Cluster(cluster::Command),
+    /// Routes in files, without a cluster.
+    Route(route::Args),
     /// The whole mesh on this machine, without Kubernetes.
     Lab(lab::Args),
     /// What the lab runs in a pod's namespaces.
@@ -35,10 +39,21 @@ enum Command {
     },
 }
 
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let result = match Args::parse().command {
         Command::Cluster(command) => cluster::run(&command),
+        Command::Route(args) => route::run(&args),
         Command::Lab(args) => lab::run(&args),
         Command::PodExec { file, command } => Ok(lab::pod_exec(&file, &command)),
     };

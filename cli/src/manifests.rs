@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use weft_source::{ObjectKey, folder::parse_documents};
+use weft_source::{ObjectKey, folder::parse_with_origins};
 
 /// A text of documents and where it came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,11 +100,21 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the documents of texts, each alone.
+/// Reads the documents of texts, each alone. What the API server or the lab would refuse is an error.
 pub(crate) fn parse(texts: &[Text]) -> Parsed {
+    parse_with(texts, |key, value| {
+        check(key, value).and_then(|()| check_for_lab(key, value))
+    })
+}
+
+/// Reads the documents of texts, each alone, with a check of their own.
+pub(crate) fn parse_with(
+    texts: &[Text],
+    check: impl Fn(&ObjectKey, &Value) -> Result<(), String>,
+) -> Parsed {
     let mut parsed = Parsed::default();
     for Text { origin: file, text } in texts {
-        for (index, result) in parse_documents(text, file).into_iter().enumerate() {
+        for (origin, result) in parse_with_origins(text, file) {
             let mut fail = |message| {
                 parsed.errors.push(Invalid {
                     file: file.clone(),
@@ -118,7 +128,6 @@ pub(crate) fn parse(texts: &[Text]) -> Parsed {
                     continue;
                 }
             };
-            let origin = format!("{file} (document {})", index + 1);
             match check(&object.key, &object.value) {
                 Ok(()) => parsed.documents.push(Document {
                     file: file.clone(),
@@ -134,7 +143,7 @@ pub(crate) fn parse(texts: &[Text]) -> Parsed {
 }
 
 /// Checks what the API server would refuse.
-fn check(key: &ObjectKey, value: &Value) -> Result<(), String> {
+pub(crate) fn check(key: &ObjectKey, value: &Value) -> Result<(), String> {
     check_name(&key.name).map_err(|why| format!("metadata.name: {why}"))?;
     if !key.namespace.is_empty() {
         check_name(&key.namespace).map_err(|why| format!("metadata.namespace: {why}"))?;
@@ -142,18 +151,25 @@ fn check(key: &ObjectKey, value: &Value) -> Result<(), String> {
     match (key.group.as_str(), key.kind.as_str()) {
         ("", "Namespace") => decodes::<Namespace>(value),
         ("", "ServiceAccount") => decodes::<ServiceAccount>(value),
-        ("", "Pod") => {
-            decodes::<Pod>(value).and_then(|()| check_containers(&value["spec"], "spec"))
-        }
+        ("", "Pod") => decodes::<Pod>(value),
         ("", "Service") => decodes::<Service>(value),
         ("discovery.k8s.io", "EndpointSlice") => decodes::<EndpointSlice>(value),
-        ("apps", "Deployment") => decodes::<Deployment>(value).and_then(|()| check_selector(value)),
+        ("apps", "Deployment") => decodes::<Deployment>(value),
         ("gateway.networking.k8s.io", "HTTPRoute") => {
             route::<gateway_api::httproutes::HttpRoute>(value)
         }
         ("gateway.networking.k8s.io", "GRPCRoute") => {
             route::<gateway_api::grpcroutes::GrpcRoute>(value)
         }
+        _ => Ok(()),
+    }
+}
+
+/// Checks what the lab needs to run it.
+fn check_for_lab(key: &ObjectKey, value: &Value) -> Result<(), String> {
+    match (key.group.as_str(), key.kind.as_str()) {
+        ("", "Pod") => check_containers(&value["spec"], "spec"),
+        ("apps", "Deployment") => check_selector(value),
         _ => Ok(()),
     }
 }

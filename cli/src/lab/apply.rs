@@ -12,10 +12,11 @@ use anyhow::{anyhow, bail};
 use weft_source::ObjectKey;
 
 use super::{
-    api, client, kinds, manifests,
+    api, client, kinds,
     protocol::{Applied, Request},
     table, view,
 };
+use crate::manifests;
 
 /// How long an apply waits for the proxies to acknowledge a route; longer means that something
 /// is wrong, which the status then says.

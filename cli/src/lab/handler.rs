@@ -22,13 +22,13 @@ use super::{
     controllers, kinds,
     kubelets::Kubelets,
     lab::Lab,
-    manifests::{self, Document, Invalid, Text},
     merge::object_at,
     parts::{self, Parts},
     protocol::{Answer, Applied, Request},
     reboot, service_ip,
     view::{self, LabStatus},
 };
+use crate::manifests::{self, Document, Invalid, Text};
 
 /// Order in which a set of objects is applied: what others refer to comes first.
 const ORDER: [&str; 4] = ["Namespace", "ServiceAccount", "Service", "EndpointSlice"];

@@ -30,7 +30,6 @@ mod kubeproxy;
 mod lab;
 mod links;
 mod logs;
-mod manifests;
 mod merge;
 mod netns;
 mod parts;

@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use weft_source::ObjectKey;
 
-use super::{api::Outcome, manifests::Text, view::LabStatus};
+use super::{api::Outcome, view::LabStatus};
+use crate::manifests::Text;
 
 /// A command's question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,8 @@ use weft_api::names::{
     DEFAULT_TRUST_DOMAIN,
 };
 
-use super::{manifests::Invalid, pod::CONFIG_ERROR, supervise::PartStatus};
+use super::{pod::CONFIG_ERROR, supervise::PartStatus};
+use crate::manifests::Invalid;
 
 /// Everything that `weft lab status` shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

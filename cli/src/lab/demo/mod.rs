@@ -293,7 +293,7 @@ fn print_next(lab: &str, folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::manifests::{Text, parse};
+    use crate::manifests::{Text, parse};
 
     #[test]
     fn a_split_is_judged_by_its_standard_deviation() {
