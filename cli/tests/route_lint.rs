@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 struct Output {
     out: String,
@@ -249,6 +249,60 @@ fn the_manifests_of_the_demo_and_the_tests_are_clean() {
         assert_eq!(output.code, 0, "{args:?}: {}{}", output.out, output.err);
         assert!(output.out.contains(expected), "{args:?}: {}", output.out);
     }
+}
+
+/// The conditions that the compiler decides; what speaks of proxies is not lint's.
+const COMPILED: [&str; 3] = ["Accepted", "ResolvedRefs", "PartiallyInvalid"];
+
+#[test]
+fn lint_says_of_the_case_tables_routes_what_their_status_says_in_a_lab() {
+    let mut compared = 0;
+    for entry in fs::read_dir(repository().join("tests/cases")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let table: Value = serde_yaml_ng::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": table["manifests"]});
+        let args = ["tests/lab/manifests/shop.yaml", "-", "-o", "json"];
+        let output = lint_in(&repository(), &args, &list.to_string());
+        let report: Value = serde_json::from_str(&output.out).unwrap();
+        let routes = report["routes"].as_array().unwrap();
+        for wanted in table["statuses"].as_array().into_iter().flatten() {
+            let text = |field: &str| wanted[field].as_str().unwrap_or_default();
+            if !text("kind").ends_with("route") || !COMPILED.contains(&text("type")) {
+                continue;
+            }
+            let found = routes
+                .iter()
+                .filter(|route| {
+                    let kind = route["kind"].as_str().unwrap().to_lowercase();
+                    kind == text("kind")
+                        && route["namespace"] == wanted["namespace"]
+                        && route["name"] == wanted["name"]
+                })
+                .flat_map(|route| route["parents"].as_array().unwrap())
+                .flat_map(|parent| parent["conditions"].as_array().unwrap());
+            let fits = |condition: &&Value| {
+                condition["type"] == wanted["type"]
+                    && condition["status"] == wanted["status"]
+                    && (wanted["reason"].is_null() || condition["reason"] == wanted["reason"])
+                    && condition["message"]
+                        .as_str()
+                        .unwrap()
+                        .contains(text("mentions"))
+            };
+            let found: Vec<&Value> = found.collect();
+            assert!(
+                found.iter().any(fits),
+                "{}: {wanted}: {found:#?}{}",
+                path.display(),
+                output.err
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared >= 7, "{compared} statuses were compared");
 }
 
 /// The fenced blocks of a language below a heading of a document.
