@@ -100,8 +100,12 @@ fn within(probed: &[Probed], window: &Span) -> Vec<u64> {
 }
 
 fn p99(took: &mut [u64]) -> f64 {
+    percentile(took, 99)
+}
+
+fn percentile(took: &mut [u64], of: usize) -> f64 {
     took.sort_unstable();
-    took[took.len() * 99 / 100] as f64
+    took[took.len() * of / 100] as f64
 }
 
 /// What the node's client and the one of its server measured.
@@ -145,14 +149,17 @@ fn median(ratios: &mut [f64]) -> f64 {
 fn told(one: &Flood, measured: [Measured; 2]) -> Vec<f64> {
     let mut ratios = Vec::new();
     for (whose, mut of) in ["client", "server"].into_iter().zip(measured) {
-        let (quiet, flooded) = (p99(&mut of.quiet), p99(&mut of.flooded));
-        println!(
-            "{} beside the node's {whose}: p99 {:.2} ms quiet, {:.2} ms flooded, {:.2} times",
-            one.kind,
-            quiet / 1e3,
-            flooded / 1e3,
-            flooded / quiet
-        );
+        for share in [50, 90, 99] {
+            let quiet = percentile(&mut of.quiet, share);
+            let flooded = percentile(&mut of.flooded, share);
+            println!(
+                "{} beside the node's {whose}: p{share} {:.2} ms quiet, {:.2} ms flooded, {:.2} times",
+                one.kind,
+                quiet / 1e3,
+                flooded / 1e3,
+                flooded / quiet
+            );
+        }
         ratios.append(&mut of.ratios);
     }
     ratios
