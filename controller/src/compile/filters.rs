@@ -11,7 +11,7 @@ use weft_api::config::{
     path_modifier,
 };
 
-use super::{patterns, routes::RouteKind, status::RuleReason};
+use super::{cors, patterns, routes::RouteKind, status::RuleReason};
 
 /// Where filters stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,7 @@ fn read_one(entry: &Value, kind: RouteKind, place: Place) -> Result<(&'static st
             "URLRewrite",
             Kind::Rewrite(rewrite(payload(entry, "urlRewrite")?)?),
         )),
+        "CORS" if http => Ok(("CORS", Kind::Cors(cors::read(payload(entry, "cors")?)?))),
         other => Err(format!("{other} is not supported here; remove it")),
     }
 }

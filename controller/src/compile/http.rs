@@ -13,7 +13,7 @@ use weft_api::config::{
 
 use super::{
     backends::BackendRef,
-    durations,
+    cors, durations,
     filters::{self, FilterError, Place},
     grpc,
     objects::read,
@@ -314,8 +314,8 @@ fn read_forward(
     fields: &Map<String, Value>,
     matches: &[Match],
 ) -> Result<Forward, FilterError> {
-    let filters = filters::read(list(fields, "filters")?, kind, Place::Rule)?;
-    let backends = list(fields, "backendRefs")?
+    let mut filters = filters::read(list(fields, "filters")?, kind, Place::Rule)?;
+    let mut backends = list(fields, "backendRefs")?
         .iter()
         .enumerate()
         .map(|(index, entry)| {
@@ -326,6 +326,7 @@ fn read_forward(
     if filters::redirects(&filters) && !backends.is_empty() {
         return Err(String::from("RequestRedirect and backendRefs exclude each other").into());
     }
+    cors::lift(&mut filters, &mut backends)?;
     let replaces_prefix = filters::replace_prefix(&filters)
         || backends
             .iter()

@@ -31,6 +31,7 @@ use weft_api::config;
 use weft_source::ObjectKey;
 
 mod backends;
+mod cors;
 mod durations;
 mod endpoints;
 mod filters;

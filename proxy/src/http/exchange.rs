@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{session::Session, upstream::Lease};
+use super::{cors::Sharing, session::Session, upstream::Lease};
 use crate::{
     balance::LoadGuard,
     budget::{Budget, Charge},
@@ -57,6 +57,8 @@ pub struct Exchange {
     status: u16,
     error: Option<&'static str>,
     route: Option<Arc<RouteRef>>,
+    /// What the response says of sharing it, whoever makes it.
+    sharing: Option<Box<Sharing>>,
     endpoint: Option<Endpoint>,
     /// Until when the response may take.
     timeout: Option<Pin<Box<Sleep>>>,
@@ -114,6 +116,7 @@ impl Exchange {
             status: 0,
             error: None,
             route: None,
+            sharing: None,
             endpoint: None,
             timeout: None,
             lease: None,
@@ -138,6 +141,16 @@ impl Exchange {
     /// The rule that applies.
     pub(super) fn routed(&mut self, route: &Arc<RouteRef>) {
         self.route = Some(Arc::clone(route));
+    }
+
+    /// The response says this of sharing it.
+    pub(super) fn share(&mut self, sharing: Sharing) {
+        self.sharing = Some(Box::new(sharing));
+    }
+
+    /// What the response says of sharing it, if its rule has a say in that.
+    pub(super) fn sharing(&self) -> Option<&Sharing> {
+        self.sharing.as_deref()
     }
 
     /// The endpoint that is tried.

@@ -1,4 +1,4 @@
-//! Filters of a rule or of one of its backends, compiled: header modifiers, redirect, rewrite.
+//! Filters of a rule or of one of its backends, compiled: header modifiers, redirect, rewrite, CORS.
 //! What flows in is a message's head, what flows out is the head changed. Pure.
 //!
 //! A modifier never touches what frames a message or belongs to one connection (`connection`,
@@ -15,7 +15,7 @@ use http::{
 };
 use weft_api::config::{self, http_filter::Kind};
 
-use super::{path::PathModifier, redirect::Redirect};
+use super::{cors::Cors, path::PathModifier, redirect::Redirect};
 
 /// The filters of a rule or a backend, by kind, each kind in its order.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Filters {
     pub redirect: Option<Redirect>,
     /// Another authority or path for the backend.
     pub rewrite: Option<Rewrite>,
+    /// Whom responses may be shared with; of a rule only.
+    pub cors: Option<Cors>,
 }
 
 /// Changes of a header: removals, then replacements, then additions.
@@ -67,6 +69,7 @@ impl Filters {
                         path: path_modifier(from.path.as_ref())?,
                     });
                 }
+                Some(Kind::Cors(from)) => compiled.cors = Some(Cors::compile(from)?),
                 None => return Err("a filter is of no kind that this proxy knows".into()),
             }
         }

@@ -61,7 +61,7 @@ impl Session {
             });
         let (plan, inbound) = match routed {
             Ok((Planned::Forward(plan), inbound)) => (plan, inbound),
-            Ok((Planned::Redirect(response), _)) => {
+            Ok((Planned::Answer(response), _)) => {
                 exchange.answered_here(response.status().as_u16(), None);
                 return Ok(end(response, exchange));
             }

@@ -2,7 +2,7 @@
 //! are matched against the route table in force, changed by its filters, and flow out through
 //! pools of upstream connections that belong to that pod alone.
 //!
-//! - [`table`], [`matching`], [`filter`], [`redirect`], [`path`], [`hop`], [`reply`]: pure;
+//! - [`table`], [`matching`], [`filter`], [`redirect`], [`cors`], [`path`], [`hop`], [`reply`]: pure;
 //! - `serve`, `session`: one connection and its requests; `forward`, `plan`, `attempt`, `exchange`:
 //!   one of them, what is done with it, how it is sent, and what is told of it; `retry`, `replay`:
 //!   how it is sent again;
@@ -10,6 +10,7 @@
 
 mod attempt;
 pub mod body;
+pub mod cors;
 mod deadline;
 mod downstream;
 pub mod exchange;

@@ -7,12 +7,13 @@ use hyper::body::{Body, Incoming};
 use super::{
     attempt::Outgoing,
     body::{RequestBody, Source},
+    cors,
     exchange::Exchange,
     hop::{self, Inbound},
     matching::RequestHead,
     path,
     redirect::Redirect,
-    reply::{Failure, redirect},
+    reply::{Failure, no_content, redirect},
     session::Session,
     table::{HttpBackend, HttpRoutes, Rule},
 };
@@ -24,7 +25,8 @@ use crate::{
 /// What is done with a request.
 pub(super) enum Planned<'a> {
     Forward(Plan<'a>),
-    Redirect(Response<Source>),
+    /// A filter answers it.
+    Answer(Response<Source>),
 }
 
 /// Where a request goes.
@@ -68,7 +70,7 @@ impl Session {
                         http2: plan.http2 || (client_http2 && inbound.grpc),
                         ..plan
                     }),
-                    redirect @ Planned::Redirect(_) => redirect,
+                    answer @ Planned::Answer(_) => answer,
                 })
             }
             // The last route went away under an open connection: back to plain forwarding.
@@ -119,10 +121,17 @@ impl Session {
             let message = fixed.reason.to_string();
             return Err(Failure::new(fixed.status, "fixed_response", message));
         }
+        if let Some(cors) = &rule.filters.cors {
+            exchange.share(cors.sharing(head));
+            // Whoever asks: the backend has no say in it.
+            if cors::is_preflight(head) {
+                return Ok(Planned::Answer(no_content()));
+            }
+        }
         let to = |redirect_to: &Redirect| {
             let location = redirect_to.location(head, selected.prefix, self.port.port);
             location
-                .map(|location| Planned::Redirect(redirect(redirect_to.status, location)))
+                .map(|location| Planned::Answer(redirect(redirect_to.status, location)))
                 .ok_or_else(|| {
                     let bad = StatusCode::BAD_REQUEST;
                     Failure::new(bad, "bad_location", "the redirect has no valid location")

@@ -81,6 +81,13 @@ pub fn redirect(status: StatusCode, location: HeaderValue) -> Response<Source> {
     response
 }
 
+/// The answer to a preflight; what it says is in the headers that are added to it.
+pub fn no_content() -> Response<Source> {
+    let mut response = Response::new(Source::Own(None));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 fn trailers_only(status: StatusCode, message: &str) -> Response<Source> {
     let mut response = Response::new(Source::Own(None));
     let headers = response.headers_mut();

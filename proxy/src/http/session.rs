@@ -158,7 +158,14 @@ impl Session {
 /// A request that failed: what is known of it, and the answer.
 pub(super) type Failed = (Box<Exchange>, Failure);
 
-/// Binds a response to the exchange that ends with it.
-pub(super) fn end(response: Response<Source>, exchange: Box<Exchange>) -> Response<ResponseBody> {
+/// Binds a response to the exchange that ends with it. Last of all filters, and in errors too, it is
+/// told whom it may be shared with: a script that may see an answer may see why there is none.
+pub(super) fn end(
+    mut response: Response<Source>,
+    exchange: Box<Exchange>,
+) -> Response<ResponseBody> {
+    if let Some(sharing) = exchange.sharing() {
+        sharing.apply(response.headers_mut());
+    }
     response.map(|source| ResponseBody::new(source, exchange))
 }

@@ -204,9 +204,13 @@ impl Rule {
 
 impl HttpBackend {
     fn compile(from: &config::Backend) -> Result<Self, String> {
+        let filters = Filters::compile(&from.filters)?;
+        if filters.cors.is_some() {
+            return Err("CORS is a filter of rules, not of a backend".into());
+        }
         Ok(Self {
             target: Backend::parse(from)?.target,
-            filters: Filters::compile(&from.filters)?,
+            filters,
             http2: from.protocol() == AppProtocol::H2c,
         })
     }

@@ -262,8 +262,8 @@ fn a_rule_that_cannot_be_executed_answers_500_and_touches_no_other() {
             "filters[0]: RequestMirror is not supported here",
         ),
         (
-            "filters: [{type: CORS, cors: {}}]".into(),
-            "filters[0]: CORS is not supported",
+            "filters: [{type: ExternalAuth, externalAuth: {}}]".into(),
+            "filters[0]: ExternalAuth is not supported",
         ),
         (
             "filters: [{type: ExtensionRef, extensionRef: {group: a, kind: b, name: c}}]".into(),

@@ -1,6 +1,7 @@
 //! Tests of the compiler as a whole: manifests in, tables and conditions out, both as short lines.
 
 mod attachment;
+mod cors;
 mod endpoints;
 mod grpc;
 mod http;
@@ -274,6 +275,26 @@ fn filters(list: &[HttpFilter]) -> String {
                 }
                 http_filter::Kind::Rewrite(r) => {
                     format!(" [rewrite {}{}]", r.hostname, path(r.path.as_ref()))
+                }
+                http_filter::Kind::Cors(c) => {
+                    let any = c.allow_any_origin.then(|| "*".to_owned());
+                    let origins = c
+                        .allow_origins
+                        .iter()
+                        .map(|o| format!("{}://{}:{}", o.scheme, o.host, o.port));
+                    format!(
+                        " [cors {}{} m={} h={} x={} {}s]",
+                        any.into_iter().chain(origins).collect::<Vec<_>>().join(","),
+                        if c.allow_credentials {
+                            " credentials"
+                        } else {
+                            ""
+                        },
+                        c.allow_methods.join(","),
+                        c.allow_headers.join(","),
+                        c.expose_headers.join(","),
+                        c.max_age_seconds,
+                    )
                 }
             },
         )

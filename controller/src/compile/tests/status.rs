@@ -121,18 +121,19 @@ fn parents_are_given_back_as_the_user_wrote_them() {
 fn a_route_none_of_whose_rules_can_be_executed_is_not_accepted_and_answers_500() {
     let compiled = compile(&[route(
         "HTTPRoute",
-        "{rules: [{filters: [{type: CORS, cors: {}}], backendRefs: [{name: v1, port: 80}]}]}",
+        "{rules: [{filters: [{type: ExternalAuth, externalAuth: {}}], backendRefs: [{name: v1, port: 80}]}]}",
     )]);
     assert_conditions(
         &compiled,
         "HTTPRoute",
         &[
-            "Accepted=false UnsupportedValue: no rule can be used: rules[0] (requests that it matches get 500): filters[0]: CORS",
+            "Accepted=false UnsupportedValue: no rule can be used: rules[0] (requests that it matches get 500): filters[0]: ExternalAuth",
             "ResolvedRefs=true",
         ],
     );
     assert!(
-        lines(&compiled, "shop/checkout/80")[0].contains(" 500 invalid rule: filters[0]: CORS")
+        lines(&compiled, "shop/checkout/80")[0]
+            .contains(" 500 invalid rule: filters[0]: ExternalAuth")
     );
 }
 

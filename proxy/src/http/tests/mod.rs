@@ -3,11 +3,13 @@
 
 mod cases;
 mod connections;
+mod cors;
 mod draining;
 mod filters;
 mod harness;
 mod limits;
 mod matching;
+mod preflight;
 mod retries;
 mod smuggling;
 mod streams;
