@@ -17,6 +17,7 @@
 //! - A rule whose matches can't be compiled is left out; a rule whose matches are fine and
 //!   whose filters, timeouts or backendRefs are not answers 500. Both are said in `PartiallyInvalid`,
 //!   or in `Accepted` when no rule of the route is left.
+//! - A CORS filter of backendRefs is the rule's if they all have the same; else the rule answers 500.
 //! - A route of which nothing is usable does not attach, or stays as in its last good version.
 //! - A route that names a port (`port`, `sectionName`) makes it what the route says. A route
 //!   for all ports leaves out those that the Service declares to be something else.

@@ -151,6 +151,7 @@ impl Cors {
             Allowed::Any => (any(), self.credentials && !preflight),
             Allowed::These(headers) => (headers.clone(), false),
         };
+        // The lists are for preflights, to browsers. The standard has them in every answer.
         let credentials = HeaderValue::from_static("true");
         let said = [
             (ACCESS_CONTROL_ALLOW_ORIGIN, Some(origin)),

@@ -29,7 +29,7 @@ pub struct Filters {
     /// Another authority or path for the backend.
     pub rewrite: Option<Rewrite>,
     /// Whom responses may be shared with; of a rule only.
-    pub cors: Option<Cors>,
+    pub cors: Option<Box<Cors>>,
 }
 
 /// Changes of a header: removals, then replacements, then additions.
@@ -69,7 +69,7 @@ impl Filters {
                         path: path_modifier(from.path.as_ref())?,
                     });
                 }
-                Some(Kind::Cors(from)) => compiled.cors = Some(Cors::compile(from)?),
+                Some(Kind::Cors(from)) => compiled.cors = Some(Box::new(Cors::compile(from)?)),
                 None => return Err("a filter is of no kind that this proxy knows".into()),
             }
         }
