@@ -109,9 +109,9 @@ bench: setup ## Weft beside a pair of Envoys: ratios, as a table and JSON (a few
 	@tests/bench/run.sh $(RELEASE_BIN)
 
 .PHONY: bench-flood
-bench-flood: setup ## What a flood from one pod does to the p99 of others on its node (ROUNDS=15)
+bench-flood: setup ## What a flood from one pod does to the p99 of others on its node (ROUNDS=15 APART=1)
 	@cargo build --release --workspace --bins
-	@WEFT_BIN_DIR=$(RELEASE_BIN) WEFT_FLOOD_ROUNDS=$(or $(ROUNDS),15) cargo test -p weft-lab-tests --test flood -- --nocapture
+	@WEFT_BIN_DIR=$(RELEASE_BIN) WEFT_FLOOD_ROUNDS=$(or $(ROUNDS),15) $(if $(APART),WEFT_FLOOD_APART=1) cargo test -p weft-lab-tests --test flood -- --nocapture
 
 .PHONY: soak
 soak: build ## Random events under checked load (TIME=1h SEED=… FAMILY=ipv4|ipv6|dual)

@@ -5,9 +5,9 @@
 //! connection was the client's own to that proxy, whose end it had not read yet). What begins
 //! afterwards waits for the successor, and must be answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::record::{Cause, Failure};
+use crate::record::{Cause, Failure, Kind};
 
 /// Something that ends connections by design.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,9 +34,23 @@ pub enum IncidentKind {
 /// Where things are.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
-    /// The node of each pod, also of pods that are gone: `namespace/name` of clients, names of
-    /// backends.
-    pub nodes: BTreeMap<String, String>,
+    /// The nodes that each pod was on, also of pods that are gone: `namespace/name` of clients, names
+    /// of backends. A pod that takes another's place has its name, and may be on another node.
+    pub nodes: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Places {
+    /// A pod was on a node.
+    pub fn saw(&mut self, pod: &str, node: &str) {
+        let nodes = self.nodes.entry(pod.to_owned()).or_default();
+        nodes.insert(node.to_owned());
+    }
+
+    fn was_on(&self, pod: &str, node: &str) -> bool {
+        self.nodes
+            .get(pod)
+            .is_some_and(|nodes| nodes.contains(node))
+    }
 }
 
 /// How long after an incident its resets may still be noticed: resets come at once, but a request
@@ -78,7 +92,7 @@ impl Incident {
 
     /// Whether the client is on the node.
     fn is_of(&self, client: &str, places: &Places) -> bool {
-        places.nodes.get(client) == Some(&self.node)
+        places.was_on(client, &self.node)
     }
 
     /// Whether the connection went through the node.
@@ -86,12 +100,12 @@ impl Incident {
         if self.is_of(client, places) {
             return true;
         }
-        match places.nodes.get(&failure.conn.backend) {
-            // A stream has one backend for good. The next request of a connection may have gone to
-            // another: a router chooses each time.
-            Some(node) if failure.kind == crate::record::Kind::Stream => *node == self.node,
-            _ => true,
-        }
+        // A stream has one backend for good. The next request of a connection may have gone to
+        // another: a router chooses each time.
+        let backend = &failure.conn.backend;
+        failure.kind != Kind::Stream
+            || !places.nodes.contains_key(backend)
+            || places.was_on(backend, &self.node)
     }
 }
 
@@ -110,21 +124,21 @@ pub fn explanation<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Conn, Kind};
+    use crate::record::Conn;
 
     fn places() -> Places {
-        let nodes = [
+        let mut places = Places::default();
+        for (pod, node) in [
             ("a/client", "n1"),
             ("b/client", "n2"),
             ("web-1", "n1"),
             ("web-2", "n2"),
-        ];
-        Places {
-            nodes: nodes
-                .iter()
-                .map(|(p, n)| ((*p).into(), (*n).into()))
-                .collect(),
+            ("moved", "n1"),
+            ("moved", "n2"),
+        ] {
+            places.saw(pod, node);
         }
+        places
     }
 
     fn failure(cause: Cause, kind: Kind, opened: u64, began: u64, at: u64) -> Failure {
@@ -210,6 +224,18 @@ mod tests {
                 "b/client",
                 failure(Cause::Reset, Kind::Stream, 500, 500, 1010),
                 false,
+            ),
+            (
+                "a stream to a pod whose name another has taken, on another node",
+                "b/client",
+                Failure {
+                    conn: Conn {
+                        backend: "moved".into(),
+                        ..failure(Cause::Reset, Kind::Stream, 500, 500, 1010).conn
+                    },
+                    ..failure(Cause::Reset, Kind::Stream, 500, 500, 1010)
+                },
+                true,
             ),
             (
                 "a request that may have gone there",

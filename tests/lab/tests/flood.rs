@@ -24,6 +24,40 @@ const RATE: u32 = 150;
 /// that does not depend on the machine.
 const BOUND: f64 = 6.0;
 
+/// With it (`make bench-flood APART=1`) the victims' programs run on one processor, and the flood's on
+/// another. Then they meet in the proxies and in the kernel's network alone.
+const APART: &str = "WEFT_FLOOD_APART";
+const VICTIMS: &str = "0";
+const FLOODS: &str = "1";
+
+/// What keeps a program to a processor.
+fn on(processor: &str) -> Vec<&str> {
+    match std::env::var_os(APART) {
+        Some(_) => vec!["taskset", "-c", processor],
+        None => Vec::new(),
+    }
+}
+
+/// The tenants, with servers on the processors that they are kept to.
+fn tenants() -> String {
+    let keep = |manifests: &str, program: &str, processor: &str| {
+        let words = on(processor).join(", ");
+        if words.is_empty() {
+            return manifests.to_owned();
+        }
+        let echo = Lab::bin("weft-echo").to_string_lossy().into_owned();
+        let kept = program.replace("weft-echo", &format!("{words}, {echo}"));
+        assert!(manifests.contains(program), "{program} is a tenant's");
+        manifests.replace(program, &kept)
+    };
+    let quiet = keep(TENANTS, r#"[weft-echo, server, --http, "8080"]"#, VICTIMS);
+    keep(
+        &quiet,
+        r#"[weft-echo, server, --http, "8080", --tcp, "9000"]"#,
+        FLOODS,
+    )
+}
+
 /// A flood, from whom to whom.
 struct Flood {
     kind: &'static str,
@@ -51,7 +85,8 @@ fn client() -> String {
 fn flood(lab: &Lab, flood: &Flood) -> FloodReport {
     let (client, seconds) = (client(), WINDOW.as_secs_f64().to_string());
     let (burst, every) = (flood.burst.to_string(), flood.every.to_string());
-    let mut command = vec!["nice", "-n", "5", &client, "flood", "--kind", flood.kind];
+    let mut command = on(FLOODS);
+    command.extend(["nice", "-n", "5", &client, "flood", "--kind", flood.kind]);
     command.extend(["--to", &flood.to, "--burst", &burst]);
     command.extend(["--every", &every, "--seconds", &seconds]);
     serde_json::from_str(&lab.exec(flood.from, &command).ok()).expect("the client prints JSON")
@@ -114,7 +149,8 @@ fn measure(lab: &Lab, one: &Flood) -> [Measured; 2] {
     let (client, rate, seconds) = (client(), RATE.to_string(), total.as_secs_f64().to_string());
     let probe = |pod: &str, to: &str| {
         let command = ["probe", "--to", to, "--rate", &rate, "--seconds", &seconds];
-        lab.exec_in_background(pod, &[&[&*client], &command[..]].concat())
+        let on = on(VICTIMS);
+        lab.exec_in_background(pod, &[&on[..], &[&*client], &command[..]].concat())
     };
     let probes = [
         probe("quiet/client", "far-server:80"),
@@ -167,7 +203,7 @@ fn told(one: &Flood, measured: [Measured; 2]) -> Vec<f64> {
 
 #[test]
 fn a_flooding_pod_leaves_the_latency_of_others_as_it_is() {
-    let lab = Lab::up(TENANTS);
+    let lab = Lab::up(&tenants());
     let near = lab.pod_ip("loud", "server");
     let flood = |kind, from, to: &str, burst, every| Flood {
         kind,

@@ -274,10 +274,8 @@ fn learn_places(lab: &Lab, places: &mut Places) -> anyhow::Result<()> {
     for pod in status["pods"].as_array().into_iter().flatten() {
         let text = |field: &str| pod[field].as_str().unwrap_or_default().to_owned();
         let (namespace, name, node) = (text("namespace"), text("name"), text("node"));
-        places
-            .nodes
-            .insert(format!("{namespace}/{name}"), node.clone());
-        places.nodes.insert(name, node);
+        places.saw(&format!("{namespace}/{name}"), &node);
+        places.saw(&name, &node);
     }
     Ok(())
 }
