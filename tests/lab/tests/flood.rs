@@ -41,7 +41,8 @@ fn on(processor: &str) -> Vec<&str> {
 /// The tenants, with servers on the processors that they are kept to.
 fn tenants() -> String {
     let keep = |manifests: &str, program: &str, processor: &str| {
-        let words = on(processor).join(", ");
+        let quoted: Vec<_> = on(processor).iter().map(|it| format!("{it:?}")).collect();
+        let words = quoted.join(", ");
         if words.is_empty() {
             return manifests.to_owned();
         }
