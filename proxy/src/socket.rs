@@ -55,14 +55,14 @@ pub async fn connect(
             Source::Transparent(_) => 0,
             Source::Local(_) | Source::Any => TRIES,
         };
-        for number in first..TRIES {
+        let mut number = first;
+        loop {
             let port = netns.ports().of_try(number);
             match attempt(netns, source, port, to, liveness).await {
-                Err(error) if is_taken(&error) => {}
+                Err(error) if port != 0 && is_taken(&error) => number += 1,
                 done => return done,
             }
         }
-        attempt(netns, source, 0, to, liveness).await
     };
     match tokio::time::timeout(limit, connected).await {
         Ok(Ok(stream)) => Ok(stream),

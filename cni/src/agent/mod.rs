@@ -246,9 +246,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
 impl Context {
     /// Takes up every sandbox that an earlier agent, or the plugin alone, has left.
     async fn restore(self: &Arc<Self>, sync_timeout: Duration, cache: Option<&Arc<Path>>) {
-        let mut version = self.objects_version.subscribe();
-        let synced = version.wait_for(|_| self.synced.load(Ordering::Acquire));
-        if timeout(sync_timeout, synced).await.is_err() {
+        if !self.is_synced_within(sync_timeout).await {
             warn!(
                 "the source of objects has not been read in time; captured pods stay as they are until it is"
             );
@@ -314,6 +312,13 @@ impl Context {
         if timeout(RESTORE_PATIENCE, restored).await.is_err() {
             warn!("some pods' sockets could not be made in time");
         }
+    }
+
+    /// Waits until the source has been read; false: it was not in time.
+    async fn is_synced_within(&self, limit: Duration) -> bool {
+        let mut version = self.objects_version.subscribe();
+        let synced = version.wait_for(|_| self.synced.load(Ordering::Acquire));
+        timeout(limit, synced).await.is_ok()
     }
 
     /// Starts a sandbox's worker, with the sockets that it has already, if it has.

@@ -1,11 +1,11 @@
 //! The report that a sandbox is captured, and its taking back: the annotation on the pod, and the
 //! controller's word that every proxy knows.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tracing::{info, warn};
 use weft_api::names::ANNOTATION_CAPTURED;
-use weft_source::SourceError;
+use weft_source::{ObjectKey, SourceError};
 
 use super::Context;
 use crate::{
@@ -23,7 +23,8 @@ const WITHDRAW_AGAIN: Duration = Duration::from_millis(300);
 
 /// Writes the annotation.
 pub(super) async fn report(context: &Context, sandbox: &Sandbox) -> Result<(), String> {
-    annotate(context, sandbox, Some(sandbox.container_id.clone()))
+    let pod = pod_key(&sandbox.namespace, &sandbox.pod);
+    annotate(context, &pod, Some(sandbox.container_id.clone()))
         .await
         .map_err(|error| format!("can't report {} as captured: {error}", sandbox.pod_name()))
 }
@@ -32,28 +33,35 @@ pub(super) async fn report(context: &Context, sandbox: &Sandbox) -> Result<(), S
 /// and nobody will go by it much longer: then it is tried for a while only.
 pub(super) async fn withdraw(context: &Context, sandbox: &Sandbox) -> Result<(), String> {
     let begin = tokio::time::Instant::now();
-    loop {
-        let Err(error) = take_back(context, sandbox).await else {
-            return Ok(());
-        };
+    let mut taken = take_back(context, sandbox).await;
+    while let Err(error) = taken {
         if !*context.uninstall.ordered.borrow() {
             return Err(error);
         }
-        if begin.elapsed() > WITHDRAW_PATIENCE {
-            warn!(error, "the annotation stays");
-            return Ok(());
+        if !is_worth_another_try(begin, &error).await {
+            break;
         }
-        tokio::time::sleep(WITHDRAW_AGAIN).await;
+        taken = take_back(context, sandbox).await;
     }
+    Ok(())
+}
+
+/// Whether the time for an annotation's end is not over yet; after a while, then.
+async fn is_worth_another_try(begin: tokio::time::Instant, error: &str) -> bool {
+    let again = begin.elapsed() <= WITHDRAW_PATIENCE;
+    if again {
+        tokio::time::sleep(WITHDRAW_AGAIN).await;
+    } else {
+        warn!(error, "the annotation stays");
+    }
+    again
 }
 
 /// Removes the annotations of pods that the agent does not know: their sandboxes went with the node's
 /// power, and new ones came when the plugin was no longer there to tell. For when the node is left.
 pub(super) async fn withdraw_unknown(context: &Context) {
-    let mut version = context.objects_version.subscribe();
-    let told = version.wait_for(|_| context.synced.load(Ordering::Acquire));
-    // Else what is known by then counts.
-    let _ = tokio::time::timeout(WITHDRAW_PATIENCE, told).await;
+    // If it is not in time, what is known by then counts.
+    context.is_synced_within(WITHDRAW_PATIENCE).await;
     let unknown: Vec<_> = {
         let (objects, workers) = (context.objects.lock(), context.workers.lock());
         objects
@@ -65,15 +73,10 @@ pub(super) async fn withdraw_unknown(context: &Context) {
     let begin = tokio::time::Instant::now();
     for key in unknown {
         info!(pod = %key, "its report names a sandbox that there is not; taking it back");
-        loop {
-            let removed = BTreeMap::from([(ANNOTATION_CAPTURED.to_owned(), None)]);
-            match context.writer.annotate(&key, removed).await {
-                Ok(()) | Err(SourceError::NotFound(_)) => break,
-                Err(error) if begin.elapsed() > WITHDRAW_PATIENCE => {
-                    warn!(pod = %key, %error, "the annotation stays");
-                    break;
-                }
-                Err(_) => tokio::time::sleep(WITHDRAW_AGAIN).await,
+        while let Err(error) = remove(context, &key).await {
+            let error = format!("can't take the report of {key} back: {error}");
+            if !is_worth_another_try(begin, &error).await {
+                break;
             }
         }
     }
@@ -98,23 +101,29 @@ pub(super) async fn take_back(context: &Context, sandbox: &Sandbox) -> Result<()
         .acknowledged_before
         .lock()
         .insert(sandbox.container_id.clone(), seen);
-    match annotate(context, sandbox, None).await {
-        Ok(()) | Err(SourceError::NotFound(_)) => Ok(()),
-        Err(error) => Err(format!(
-            "can't take the report of {} back: {error}",
-            sandbox.pod_name()
-        )),
+    remove(context, &pod_key(&sandbox.namespace, &sandbox.pod))
+        .await
+        .map_err(|error| {
+            let pod = sandbox.pod_name();
+            format!("can't take the report of {pod} back: {error}")
+        })
+}
+
+/// Removes a pod's annotation; a pod that is gone has none.
+async fn remove(context: &Context, pod: &ObjectKey) -> Result<(), SourceError> {
+    match annotate(context, pod, None).await {
+        Err(SourceError::NotFound(_)) => Ok(()),
+        done => done,
     }
 }
 
 async fn annotate(
     context: &Context,
-    sandbox: &Sandbox,
+    pod: &ObjectKey,
     value: Option<String>,
 ) -> Result<(), SourceError> {
-    let key = pod_key(&sandbox.namespace, &sandbox.pod);
     let annotations = BTreeMap::from([(ANNOTATION_CAPTURED.to_owned(), value)]);
-    context.writer.annotate(&key, annotations).await
+    context.writer.annotate(pod, annotations).await
 }
 
 /// Waits for the controller's word that every proxy dials the pod without a tunnel.

@@ -41,6 +41,13 @@ pub(super) struct Writer {
     tables: std::collections::HashMap<Arc<str>, TableKey, foldhash::fast::RandomState>,
 }
 
+/// Under which a workload's load is known; one for both families, for it is one application that is
+/// busy.
+fn load_key(workload: &Workload, membership: &Membership) -> Option<SocketAddr> {
+    let primary = workload.addresses.first()?;
+    Some(SocketAddr::new(*primary, membership.targets.port()))
+}
+
 impl State {
     /// Applies a change. What comes back was refused; all else is in force.
     pub fn apply(&self, delta: Delta) -> Vec<Rejected> {
@@ -127,11 +134,8 @@ impl State {
             workload.capture_changes = old.capture_changes.wrapping_add(u32::from(!same));
         }
         let workload = Arc::new(workload);
-        let primary = workload.addresses.first().copied();
-        // One load for both families: it is one application that is busy.
-        let key = |m: &Membership| Some(SocketAddr::new(primary?, m.targets.port()));
         let mut loads: Vec<(SocketAddr, Arc<Load>)> = Vec::new();
-        for at in memberships.iter().filter_map(key) {
+        for at in memberships.iter().filter_map(|m| load_key(&workload, m)) {
             if !loads.iter().any(|(known, _)| *known == at) {
                 let kept = old.as_ref().and_then(|old| {
                     let same = old.loads.iter().find(|(known, _)| *known == at);
@@ -175,9 +179,8 @@ impl State {
     /// Puts a workload's endpoints into its Services, as far away as they are.
     fn place(&self, entry: &WorkloadEntry) {
         let locality = self.locality.load();
-        let primary = entry.workload.addresses.first().copied();
         for m in &entry.memberships {
-            let key = primary.map(|ip| SocketAddr::new(ip, m.targets.port()));
+            let key = load_key(&entry.workload, m);
             let load = entry.loads.iter().find(|(at, _)| Some(*at) == key);
             let endpoint = Endpoint {
                 workload: Arc::clone(&entry.workload),

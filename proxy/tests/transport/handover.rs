@@ -21,7 +21,10 @@ use weft_api::handover::{
 use weft_handover::{Connection, Listener};
 use weft_proxy::{admin::Readiness, handover::Handover};
 
-use crate::mesh::{Mesh, NAMESPACE, Spec, UNSIGNED, captured, octets, outside, until};
+use crate::{
+    l4::pair,
+    mesh::{Mesh, NAMESPACE, Spec, UNSIGNED, captured, octets, outside, until},
+};
 
 const PORT: u16 = 8080;
 /// Longer than anything takes here.
@@ -135,6 +138,15 @@ impl Agent {
             }
             other => panic!("{other:?} instead of an ack"),
         }
+    }
+
+    /// Orders the drain of the pod "server".
+    async fn drain_server(&mut self, timeout_ms: u64) {
+        let drain = DrainPod {
+            sandbox: "sandbox-server".to_owned(),
+            timeout_ms,
+        };
+        assert_eq!(self.ask(Message::Drain(drain), &[]).await, "");
     }
 
     async fn add(&mut self, mesh: &Mesh, at: usize) -> String {
@@ -261,11 +273,7 @@ async fn a_proxy_that_ends_takes_no_new_pod_and_still_says_when_one_is_drained()
     mesh.served.shut_down(Duration::ZERO).await;
     let refusal = agent.add(&mesh, 1).await;
     assert!(refusal.contains("its successor"), "{refusal}");
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 60_000,
-    };
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    agent.drain_server(60_000).await;
     assert!(matches!(
         agent.receive().await,
         from_proxy::Message::Drained(drained) if drained.sandbox == "sandbox-server"
@@ -321,18 +329,8 @@ async fn a_drained_pod_serves_what_is_open_until_it_ends() {
     let mesh = Mesh::new([outside("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;
     assert_eq!(agent.add(&mesh, 1).await, "");
-    let listener = mesh.host(1).listen(PORT);
-    let (client, accepted) =
-        tokio::join!(mesh.host(0).dial(mesh.host(1).at(PORT)), listener.accept());
-    let (client, (mut server, _)) = (
-        client.expect("a connection"),
-        accepted.expect("a connection"),
-    );
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 60_000,
-    };
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    let (client, mut server, _) = pair(&mesh, 0, mesh.host(1).at(PORT)).await;
+    agent.drain_server(60_000).await;
     drop(client);
     assert_eq!(server.read(&mut [0; 1]).await.expect("an orderly end"), 0);
     drop(server);
@@ -424,19 +422,13 @@ async fn what_does_not_end_within_the_drain_time_gets_an_end_in_order_both_ways(
     let mesh = Mesh::new([captured("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;
     assert_eq!(agent.add(&mesh, 1).await, "");
-    let listener = mesh.host(1).listen(PORT);
-    let to = mesh.host(1).at(PORT);
-    let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
-    let mut ends = [client.expect("a connection"), accepted.expect("one").0];
+    let (client, server, _) = pair(&mesh, 0, mesh.host(1).at(PORT)).await;
+    let mut ends = [client, server];
     for end in &mut ends {
         end.write_all(b"before").await.expect("it is sent");
     }
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 100,
-    };
     let begin = std::time::Instant::now();
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    agent.drain_server(100).await;
     for end in &mut ends {
         let mut all = Vec::new();
         let read = timeout(LONG, end.read_to_end(&mut all)).await;
@@ -460,18 +452,11 @@ async fn an_answer_that_is_on_its_way_when_the_drain_time_is_over_arrives_before
     let mesh = Mesh::new([captured("client"), unserved("server")]).await;
     let mut agent = Agent::new(&mesh).await;
     assert_eq!(agent.add(&mesh, 1).await, "");
-    let listener = mesh.host(1).listen(PORT);
-    let to = mesh.host(1).at(PORT);
-    let (client, accepted) = tokio::join!(mesh.host(0).dial(to), listener.accept());
-    let (mut client, mut server) = (client.expect("a connection"), accepted.expect("one").0);
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 100,
-    };
+    let (mut client, mut server, _) = pair(&mesh, 0, mesh.host(1).at(PORT)).await;
     client.write_all(b"question").await.expect("it is sent");
     let mut question = [0; 8];
     server.read_exact(&mut question).await.expect("it arrives");
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    agent.drain_server(100).await;
     // The application thinks for longer than the drain lasts.
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.write_all(b"answer").await.expect("it is sent");
@@ -489,11 +474,7 @@ async fn who_does_not_answer_an_end_does_not_hold_up_the_drain() {
     let listener = mesh.host(1).listen(PORT);
     let to = mesh.host(1).at(PORT);
     let open = tokio::join!(mesh.host(0).dial(to), listener.accept());
-    let drain = DrainPod {
-        sandbox: "sandbox-server".to_owned(),
-        timeout_ms: 100,
-    };
-    assert_eq!(agent.ask(Message::Drain(drain), &[]).await, "");
+    agent.drain_server(100).await;
     assert!(matches!(
         agent.receive().await,
         from_proxy::Message::Drained(_)

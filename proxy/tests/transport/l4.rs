@@ -19,7 +19,11 @@ const PORT: u16 = 8080;
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 
 /// Client and server of one connection from pod `from` to `to` of pod 1.
-async fn pair(mesh: &Mesh, from: usize, to: SocketAddr) -> (TcpStream, TcpStream, IpAddr) {
+pub(crate) async fn pair(
+    mesh: &Mesh,
+    from: usize,
+    to: SocketAddr,
+) -> (TcpStream, TcpStream, IpAddr) {
     let listener = mesh.host(1).listen(PORT);
     let (client, accepted) = tokio::join!(mesh.host(from).dial(to), listener.accept());
     let (server, peer) = accepted.expect("the application accepts");
